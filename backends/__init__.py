@@ -1,0 +1,1 @@
+"""Backends: an optimised program becomes something that runs."""

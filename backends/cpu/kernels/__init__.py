@@ -1,0 +1,1 @@
+"""Kernel families of the CPU backend, one file each."""

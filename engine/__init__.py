@@ -1,0 +1,1 @@
+"""The engine: what a person uses. Model files, tokenizers, sessions, sampling and the command line."""

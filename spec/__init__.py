@@ -1,0 +1,1 @@
+"""The architecture language: grammar, syntax tree, formatter, diagnostics and the shipped `.arch` files."""
