@@ -1,0 +1,232 @@
+"""Syntax tree to canonical text: one layout for every architecture, comments kept.
+
+`parse(format(tree)) == tree`, and formatting formatted text changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .syntax import (
+    Annotate,
+    Arch,
+    Architecture,
+    Arg,
+    Assign,
+    Binary,
+    Block,
+    Body,
+    Branch,
+    Call,
+    Chain,
+    Choose,
+    DimDecl,
+    Entry,
+    Expr,
+    IgnoreKeys,
+    Item,
+    Key,
+    Kind,
+    Let,
+    Line,
+    Literal,
+    Loop,
+    Model,
+    Name,
+    Number,
+    Param,
+    Range,
+    Return,
+    Search,
+    Store,
+    Unary,
+    Unread,
+)
+
+# How tightly each form binds; a part that binds more loosely than its place allows gets parentheses.
+CHOOSE, PIPE, OR, AND, NOT, COMPARE, SUM, PRODUCT, MINUS, POWER, ATOM = range(11)
+_BINDS = {
+    **{"or": OR, "and": AND, "**": POWER},
+    **dict.fromkeys(("==", "!=", "<", "<=", ">", ">="), COMPARE),
+    **dict.fromkeys(("+", "-"), SUM),
+    **dict.fromkeys(("*", "/", "//", "%"), PRODUCT),
+}
+_WIDTH = 110
+_INDENT = "  "
+
+
+def format(tree: Architecture) -> str:
+    """The canonical text of an architecture."""
+    rows: list[_Row] = []
+    for line in tree.lines:
+        _line(line, 0, rows)
+    rows += [_Row(0, "", f"# {text}" if text else "") for text in tree.closing]
+    return _align(rows)
+
+
+class _Row:
+    """One output line: indentation, code, comment. `equals` is where an aligned `=` may move."""
+
+    def __init__(self, depth: int, code: str, comment: str = "", equals: int | None = None):
+        self.indent, self.code, self.comment, self.equals = _INDENT * depth, code, comment, equals
+
+
+def _align(rows: list[_Row]) -> str:
+    """Aligns `=` in runs of declarations and comments in runs of commented lines."""
+    for run in _runs(rows, lambda row: row.equals is not None):
+        column = max(row.equals or 0 for row in run)
+        for row in run:
+            left, right = row.code[: row.equals], row.code[row.equals or 0 :]
+            row.code = left.ljust(column) + right
+    for run in _runs(rows, lambda row: bool(row.code and row.comment)):
+        column = max(len(row.indent + row.code) for row in run)
+        for row in run:
+            row.code = row.code.ljust(column - len(row.indent))
+    return "\n".join(_text(row) for row in rows) + "\n"
+
+
+def _text(row: _Row) -> str:
+    if not row.comment:
+        return (row.indent + row.code).rstrip()
+    return row.indent + (f"{row.code}  {row.comment}" if row.code else row.comment)
+
+
+def _runs(rows: list[_Row], belongs: object) -> Iterable[list[_Row]]:
+    run: list[_Row] = []
+    for row in rows:
+        if belongs(row):  # type: ignore[operator]
+            run.append(row)
+        elif run:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _line(line: Line, depth: int, rows: list[_Row]) -> None:
+    rows += [_Row(depth, "", f"# {text}" if text else "") for text in line.lead]
+    tail = f"# {line.tail}" if line.tail else ""
+    match line:
+        case Param(name=name, index=index, value=value):
+            left = f"param {name}[{index}] " if index else f"param {name} "
+            rows.append(_Row(depth, f"{left}= {expression(value)}", tail, len(left)))
+        case Kind():
+            _kind(line, depth, rows, tail)
+        case Block():
+            at = f' at "{line.prefix}"' if line.prefix else ""
+            head = f"block {line.name}({_args(line.args)}) -> {_shape(line.result)}{at}"
+            _braces(head, line.body, depth, rows, tail)
+        case Model():
+            _braces(f"model({_args(line.args)}) -> {_shape(line.result)}", line.body, depth, rows, tail)
+        case Loop():
+            _braces(f"for {line.variable} in {expression(line.count)}", line.body, depth, rows, tail)
+        case Branch():
+            head = f"if {expression(line.test, OR)}"
+            if line.otherwise is None:
+                _braces(head, line.then, depth, rows, tail)
+            else:
+                _braces(head, line.then, depth, rows, "")
+                before = rows.pop()
+                _braces(before.code + " else", line.otherwise, depth, rows, tail)
+        case _:
+            rows.append(_Row(depth, _simple(line), tail))
+
+
+def _simple(line: Line) -> str:
+    match line:
+        case Arch(name=name):
+            return f"arch {name}"
+        case Let(name=name, index=index, value=value):
+            return f"let {name}{f'[{index}]' if index else ''} = {expression(value)}"
+        case DimDecl(names=names):
+            return f"dim {', '.join(names)}"
+        case IgnoreKeys(keys=keys):
+            return "ignore " + ", ".join(expression(key) for key in keys)
+        case Entry(name=name, value=value):
+            return f"{name} = {expression(value)}"
+        case Assign(name=name, value=value, when=when):
+            return f"{name} = {expression(value)}" + (f" when {expression(when, OR)}" if when else "")
+        case Store(cache=cache, slot=slot, values=values):
+            return f"{cache}[{expression(slot)}] <- " + ", ".join(expression(v) for v in values)
+        case Unread(names=names):
+            return "ignore " + ", ".join(name.text for name in names)
+        case Return(value=value):
+            return f"return {expression(value)}"
+    raise TypeError(type(line).__name__)
+
+
+def _kind(line: Kind, depth: int, rows: list[_Row], tail: str) -> None:
+    head = f"kind {line.name} " + (f"when {expression(line.test, OR)}" if line.test else "otherwise")
+    entries = line.body.lines
+    plain = not line.body.opening and not line.body.closing and not any(e.lead or e.tail for e in entries)
+    short = f"{head} {{ {'; '.join(_simple(e) for e in entries)} }}"
+    if plain and len(short) <= _WIDTH:
+        rows.append(_Row(depth, short, tail))
+    else:
+        _braces(head, line.body, depth, rows, tail)
+
+
+def _braces(head: str, body: Body, depth: int, rows: list[_Row], tail: str) -> None:
+    rows.append(_Row(depth, head + " {", f"# {body.opening}" if body.opening else ""))
+    for line in body.lines:
+        _line(line, depth + 1, rows)
+    rows += [_Row(depth + 1, "", f"# {text}" if text else "") for text in body.closing]
+    rows.append(_Row(depth, "}", tail))
+
+
+def _args(args: Iterable[Arg]) -> str:
+    return ", ".join(a.name + (f": {_shape(a.shape)}" if a.shape is not None else "") for a in args)
+
+
+def _shape(shape: Iterable[Expr]) -> str:
+    return f"[{', '.join(expression(e) for e in shape)}]"
+
+
+def expression(value: Expr, place: int = CHOOSE) -> str:
+    """The text of an expression; `place` is how tightly its surroundings bind."""
+    text, binds = _expression(value)
+    return text if binds >= place else f"({text})"
+
+
+def _expression(value: Expr) -> tuple[str, int]:
+    match value:
+        case Number(text=text) | Name(text=text):
+            return text, ATOM
+        case Literal(value=constant):
+            return {None: "none", True: "true", False: "false"}[constant], ATOM
+        case Key(text=text):
+            return f'"{text}"', ATOM
+        case Unary(op="not", value=inner):
+            return f"not {expression(inner, NOT)}", NOT
+        case Unary(op=op, value=inner):
+            return f"{op}{expression(inner, MINUS)}", MINUS
+        case Binary(op="**", left=left, right=right):
+            return f"{expression(left, ATOM)} ** {expression(right, MINUS)}", POWER
+        case Binary(op=op, left=left, right=right):
+            binds = _BINDS[op]
+            # Comparisons do not chain; everything else groups to the left.
+            return f"{expression(left, binds + (binds == COMPARE))} {op} {expression(right, binds + 1)}", binds
+        case Choose(test=test, yes=yes, no=no):
+            return f"{expression(yes, PIPE)} if {expression(test, OR)} else {expression(no)}", CHOOSE
+        case Call():
+            return _call(value), ATOM
+        case Chain(value=inner, call=call):
+            return f"{expression(inner, PIPE)} |> {_call(call)}", PIPE
+        case Annotate(value=inner, shape=shape):
+            return f"{expression(inner, PIPE)} : {_shape(shape)}", PIPE
+        case Search(variable=name, bound=bound, test=test):
+            return f"last({name} < {expression(bound, SUM)} : {expression(test, OR)})", ATOM
+        case Range(start=start, stop=stop):
+            return f"{_bound(start)}:{_bound(stop)}", ATOM
+        case Item(value=inner, subscripts=subs):
+            return f"{expression(inner, ATOM)}[{', '.join(expression(s) for s in subs)}]", ATOM
+    raise TypeError(type(value).__name__)
+
+
+def _call(call: Call) -> str:
+    parts = [expression(a) for a in call.args] + [f"{k}={expression(v)}" for k, v in call.named]
+    return f"{call.function}({', '.join(parts)})"
+
+
+def _bound(value: Expr | None) -> str:
+    return "" if value is None else expression(value, OR)
