@@ -1,9 +1,9 @@
 """Byte-pair merging, exact to llama.cpp, over a vocabulary that stays in the model file.
 
 HF `tokenizers` would do the merging too, but its BPE model owns every token and merge: 1.6 s and 280 MB for
-Gemma 4 before the first word. It also ranks pairs, which cannot express SentencePiece's rule (the score of the
-*merged* token, equals from the left). A prompt asks for a few hundred of a million pairs; so this keeps a hash
-index of a few bytes an entry, and compares with the file's own bytes.
+Gemma 4 before the first word. It also ranks pairs, which cannot express SentencePiece's rule: the score of
+the merged token, equals from the left. A prompt asks for a few hundred of a million pairs; so this keeps a
+hash index of a few bytes an entry, and compares with the file's own bytes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def index(strings: StringArray | list[str], first: bool = False) -> Lookup:
 def merge(symbols: list[bytes], rank: Rank) -> list[bytes]:
     """Merge neighbours for as long as a pair has a rank: lowest rank first, leftmost among equals.
 
-    O(n log n). Pairs wait in a heap; one of which a side has changed since is recognised by its text and dropped.
+    O(n log n): pairs wait in a heap, and one of which a side has grown or gone meanwhile is dropped.
     """
     count = len(symbols)
     if count < 2:

@@ -1,8 +1,8 @@
 """How byte-level BPE vocabularies ("gpt2") cut a text into words before merging, and how they spell bytes.
 
-`tokenizer.ggml.pre` names a list of regular expressions; each cuts what the ones before it left, and what lies
-between two matches is a word as well. The expressions are the models' own (their tokenizer.json); HF `tokenizers`
-runs them, because Python's `re` has no Unicode classes such as \\p{L}.
+`tokenizer.ggml.pre` names a list of regular expressions. Each cuts what the ones before it left, and what
+lies between two matches is a word as well. The expressions are the models' own, of their tokenizer.json; HF
+`tokenizers` runs them, because Python's `re` has no Unicode classes such as \\p{L}.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CUT = re.compile(r"(?<=[a-z]) (?=[a-z])")
 
 @dataclass(frozen=True)
 class Pretokenizer:
-    """`ignore_merges`: a word that is a token is taken whole. `add_bos`: what holds if the file does not say."""
+    """`ignore_merges`: a word that is a token is taken whole. `add_bos`: used if the file does not say."""
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
@@ -27,9 +27,9 @@ class Pretokenizer:
     def splitter(self, stretch: int = 1 << 16) -> Callable[[str], Iterator[str]]:
         """A function that cuts a text into words; joined they are the text.
 
-        A long text goes through `tokenizers` in stretches of about so many characters, because its answer takes
-        120 bytes a character. One ends before a space between two small ASCII letters: every pre-tokenizer here
-        begins a word at such a space, and none looks across it.
+        A long text goes through `tokenizers` in stretches of about so many characters, because the answer
+        takes 120 bytes a character. One ends before a space between two small ASCII letters: all of the
+        expressions here begin a word at such a space, and none looks across it.
         """
         from tokenizers import Regex, pre_tokenizers  # 30 ms that decoding never needs
 

@@ -177,7 +177,7 @@ class Build:
 
     def _pair(self, a: Operand, b: Operand) -> tuple[Value, Value]:
         ty = a.type if isinstance(a, ir.Value) else cast(ir.Value, b).type
-        return tuple(v if isinstance(v, ir.Value) else self.const(ty, v) for v in (a, b))  # type: ignore
+        return tuple(v if isinstance(v, ir.Value) else self.const(ty, v) for v in (a, b))
 
     def _arith(self, name: str, a: Operand, b: Operand) -> Value:
         x, y = self._pair(a, b)
@@ -308,8 +308,8 @@ class Build:
     ) -> list[Value]:
         """`for i in range(start, stop, step)` for a positive step, with values carried from turn to turn.
 
-        i is a signed i64. `body(i, carried)` emits one turn, in which it may open blocks and loops, and returns
-        the next carried values (None for none). Returns those after the last turn: `init` if there is none.
+        i is a signed i64. `body(i, carried)` emits one turn, in which it may open blocks and loops, and
+        returns the next carried values (None for none). The result is those after the last turn, or `init`.
         """
         known = isinstance(start, int) and isinstance(stop, int)
         if known and start >= stop:
