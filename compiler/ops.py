@@ -724,7 +724,7 @@ def layers(context: Any, x: Array, *rest: Array, table: tuple[tuple[int, Block],
     return x
 
 
-@op("args*", infer=_call_type, block=REQUIRED, family=REQUIRED)
+@op("args*", infer=lambda *args, block, family: _call_type(*args, block=block), block=REQUIRED, family=REQUIRED)
 def fused(context: Any, *args: Array, block: Block, family: str) -> Array:
     """A block that a backend runs as one kernel of a family; it means what its body means."""
     return context.run(block, args)

@@ -135,9 +135,7 @@ class Tokenizer:
         vocabularies those are all but ▁ and ">".
         """
         space = re.escape(SPACE.encode())
-        if (
-            self.model == "llama"
-        ):  # a ▁ within a token: neither the first character, after the length, nor after a ▁
+        if self.model == "llama":  # a ▁ within a token; before the first one are the zeros of a length
             pattern = space + b"(?<!" + space * 2 + rb")(?<!\0\0\0" + space + b")"
             strings = self._vocab.strings("tokens")
         else:  # a merge whose right side begins with ▁ and whose left side does not end with one

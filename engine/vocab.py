@@ -105,13 +105,10 @@ class Vocabulary:
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end a reply: those that the file's keys name, and known end-of-turn tokens."""
-        stops = {self.id_of_key(name) for name in ("eos_token_id", "eot_token_id", "eom_token_id")} | {
-            self.eos_id
-        }
+        keys = ("eos_token_id", "eot_token_id", "eom_token_id")
+        stops = [self.eos_id, *map(self.id_of_key, keys)]
         listed = self.key("eos_token_ids", [])
-        stops.update(
-            token for token in (listed if isinstance(listed, list) else [listed]) if isinstance(token, int)
-        )
+        stops += [token for token in listed if isinstance(token, int)] if isinstance(listed, list) else []
         named = {text: token for text in _STOP_TEXTS if (token := self.lookup(text.encode())) is not None}
         # In these vocabularies <|end|> closes only a part of the reply (gpt-oss, Solar Open).
         if {"<|return|>", "<|call|>"} <= named.keys() or {"<|flush|>", "<|calls|>"} <= named.keys():
@@ -127,14 +124,16 @@ class Vocabulary:
         kinds = np.full(self.size, NORMAL) if self._types is None else self._types
         tokens = np.flatnonzero(np.isin(kinds, [UNKNOWN, CONTROL, USER_DEFINED])).tolist()
         # A few conversions forgot to mark the end of a turn, which must never be spelt in letters.
-        texts = [(self.encoded(token), token) for token in sorted({*tokens, *self.stop_ids})]
+        unmarked = [token for token in self.stop_ids if self.encoded(token).decode() in _STOP_TEXTS]
+        texts = [(self.encoded(token), token) for token in sorted({*tokens, *unmarked})]
         texts.sort(key=lambda text: -len(text[0]))
-        return [(text.decode(), token, self.kind(token) == USER_DEFINED) for text, token in texts if text]
+        plain = {token for _, token in texts if self.kind(token) == USER_DEFINED} - self.stop_ids
+        return [(text.decode(), token, token in plain) for text, token in texts if text]
 
     def decoded(self, token: int, special: bool) -> bytes:
         """The bytes of text that a token stands for; with `special` control tokens stand for their names."""
         text, kind = self.encoded(token), self.kind(token)
-        if kind in (CONTROL, UNKNOWN):
+        if kind in (CONTROL, UNKNOWN) or text.decode() in _STOP_TEXTS:
             return text if special else b""
         if kind == USER_DEFINED:
             return text

@@ -1,0 +1,162 @@
+"""Groups ops into kernels: what one pass over memory can do becomes one `fused` node.
+
+Families:
+* `linear`: matrix products of one input, and elementwise work on their results (gate, up and
+  activation; a residual; a softcap);
+* `experts`: the same for products with each token's own experts;
+* `rows`: work along rows of the last axis (norms, softmax, residuals, rotation, an embedding look-up),
+  ending in a buffer or in the KV cache.
+
+A fused node's body is the very ops it replaces, so what it means needs no second definition. A value
+that several kernels want is computed again rather than waited for, where that costs one pass over a row.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from ..ir import Block, Module, Node, Rebuilder, carry, topological, users
+from ..ops import OPS, node, with_args
+
+PRODUCTS = {"linear": "linear", "expert_linear": "experts"}
+ROW_OPS = frozenset({"rms_norm", "softmax", "sum", "mean", "max", "rotate", "embed"})
+LEAVES = frozenset({"const", "weight", "tokens", "position", "dequant"})
+
+
+def fuse(module: Module, hits: Counter[str] | None = None) -> Module:
+    """The unrolled module with every kernel-sized group of ops in one node."""
+    return _Fuser(module, Counter() if hits is None else hits).run()
+
+
+def elementwise(item: Node) -> bool:
+    return "elementwise" in OPS[item.op].traits
+
+
+def rowwise(item: Node) -> bool:
+    return elementwise(item) or item.op in ROW_OPS
+
+
+class _Fuser:
+    def __init__(self, module: Module, hits: Counter[str]):
+        self.module, self.hits = module, hits
+        self.users = users(module.roots)
+        self.roots = frozenset(module.roots)
+        self.blocks: dict[tuple[object, ...], Block] = {}
+        self.counts: Counter[str] = Counter()
+        self.kept = {n for n in topological(module.roots) if self.materialised(n)}
+
+    def run(self) -> Module:
+        rebuild = Rebuilder(lambda item, args: item)
+        for item in topological(self.module.roots):
+            rebuild.done[item] = self.kernel(item, rebuild.done)
+        outputs = tuple(rebuild.done[n] for n in self.module.outputs)
+        effects = tuple(rebuild.done[n] for n in self.module.effects)
+        return replace(self.module, outputs=outputs, effects=effects, **carry(self.module, rebuild.done))
+
+    # --- which values get a buffer ---------------------------------------------------------------------
+
+    def materialised(self, item: Node) -> bool:
+        """Whether a value must exist in memory; the others live inside the kernel of their only reader."""
+        if item.op in LEAVES:
+            return False
+        if not rowwise(item) and item.op not in PRODUCTS:
+            return True
+        readers = self.users[item]
+        if item in self.roots or len(readers) != 1:
+            return True
+        reader = readers[0]
+        if reader.op == "cache_write":
+            return not rowwise(item)
+        if item.op in PRODUCTS:
+            return not (elementwise(reader) and reader.shape == item.shape)
+        return not (rowwise(reader) and self.same_rows(item, reader))
+
+    def same_rows(self, item: Node, reader: Node) -> bool:
+        """Whether a reader walks the same rows, over the values or over one summary of each row."""
+        if reader.op in ("rotate", "rms_norm", "embed") and reader.args[0] is not item:
+            return False
+        return len(item.shape) > 0 and item.shape[:-1] == reader.shape[:-1]
+
+    # --- kernels ---------------------------------------------------------------------------------------
+
+    def kernel(self, item: Node, done: dict[Node, Node]) -> Node:
+        if item not in self.kept:
+            # Inside a kernel, or a leaf; if a kernel turns out not to take it in, it stands alone.
+            if item.op in LEAVES:
+                return with_args(item, tuple(done[a] for a in item.args))
+            return item
+        if item.op in PRODUCTS:
+            return self.fused(PRODUCTS[item.op], item, frozenset({item}), done)
+        if item.op == "cache_write":
+            inside = self.inside_rows(item, item.args[0])
+            return self.fused("rows", item, inside | {item}, done)
+        if elementwise(item):
+            found = self.inside_products(item)
+            if found is not None:
+                family, inside = found
+                return self.fused(family, item, inside, done)
+        if rowwise(item):
+            return self.fused("rows", item, self.inside_rows(item, item), done)
+        return with_args(item, tuple(done[a] for a in item.args))
+
+    def inside_products(self, root: Node) -> tuple[str, frozenset[Node]] | None:
+        """Products of one input, and the elementwise ops between them and `root`, if that is all there is."""
+        inside: set[Node] = {root}
+        products: list[Node] = []
+        pending = list(root.args)
+        while pending:
+            item = pending.pop()
+            if item in self.kept or item.op in LEAVES or item in inside:
+                continue
+            inside.add(item)
+            if item.op in PRODUCTS:
+                products.append(item)
+            elif elementwise(item) and item.shape == root.shape:
+                pending += item.args
+            else:
+                return None
+        if not products or root.shape != products[0].shape:
+            return None
+        first = products[0]
+        alike = all((p.op, p.args[0], p.args[2:]) == (first.op, first.args[0], first.args[2:]) for p in products)
+        return (PRODUCTS[first.op], frozenset(inside)) if alike else None
+
+    def inside_rows(self, root: Node, start: Node) -> frozenset[Node]:
+        """The rowwise ops that `root`'s kernel computes, those of one level of shared values included."""
+        inside: set[Node] = {start} if rowwise(start) else set()
+        pending = [(arg, 1) for arg in start.args] if rowwise(start) else []
+        while pending:
+            item, budget = pending.pop()
+            if item.op in LEAVES or item in inside or not rowwise(item):
+                continue
+            if item in self.kept:
+                again = budget > 0 and item.shape == start.shape and self.inside_products(item) is None
+                if not again:
+                    continue
+                budget -= 1
+            inside.add(item)
+            pending += [(arg, budget) for arg in item.args]
+        return frozenset(inside)
+
+    def fused(self, family: str, root: Node, inside: frozenset[Node], done: dict[Node, Node]) -> Node:
+        """A node that stands for `inside`, its operands what `inside` reads from elsewhere."""
+        args: dict[Node, Node] = {}
+        body: dict[Node, Node] = {}
+
+        def param(value: Node) -> Node:
+            if value.op == "const":
+                return value
+            if value not in args:
+                args[value] = node("param", name=f"p{len(args)}", type=done[value].type)
+            return args[value]
+
+        for item in topological([root]):
+            if item in inside:
+                body[item] = with_args(item, tuple(body[a] if a in inside else param(a) for a in item.args))
+        content = (family, tuple(args.values()), body[root])
+        if content not in self.blocks:
+            self.counts[family] += 1
+            self.blocks[content] = Block(f"{family}.{self.counts[family]}", tuple(args.values()), body[root])
+        self.hits[f"fuse-{family}"] += 1
+        return node("fused", *(done[a] for a in args), block=self.blocks[content], family=family)

@@ -1,0 +1,178 @@
+"""Choosing the next token from logits, and ending a reply at a stop string."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from briolette.compiler.errors import BrioletteError
+from numpy.typing import NDArray
+
+_NUCLEUS_GUESS = 1024  # the likeliest tokens among which top_p looks first, before it sorts them all
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose a token. The defaults are greedy: always the likeliest.
+
+    temperature     0 is greedy; 1 samples as the model says; higher is wilder
+    top_k           only the k likeliest tokens; 0 is all
+    top_p           only the fewest likeliest tokens that together have this probability; 1 is all
+    min_p           only tokens at least this times as probable as the likeliest; 0 is all
+    repeat_penalty  divides positive logits, and multiplies negative ones, of recent tokens; 1 does nothing
+    repeat_last_n   how many tokens are recent; 0 is none and -1 all
+    seed            the same seed makes the same choices; None is different each time
+
+    They work in the order of llama.cpp: penalty, top_k, top_p, min_p, temperature. Values out of range raise
+    BrioletteError.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        rules = [
+            ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
+            ("top_k", self.top_k >= 0 and self.top_k == int(self.top_k), "0 or a whole number of tokens"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
+            ("repeat_penalty", 0 < self.repeat_penalty < math.inf, "more than 0"),
+            ("repeat_last_n", self.repeat_last_n >= -1, "-1, 0 or a number of tokens"),
+            ("seed", self.seed is None or self.seed >= 0, "0 or more"),
+        ]
+        for name, valid, wanted in rules:
+            if not valid:
+                raise BrioletteError(f"{name} is {getattr(self, name)}, but it must be {wanted}")
+
+
+class Sampler:
+    """Chooses tokens. It has its own random numbers, so that one reply does not disturb another."""
+
+    def __init__(self, sampling: Sampling):
+        self.sampling = sampling
+        self._random = np.random.default_rng(sampling.seed)
+
+    def pick(self, logits: NDArray[np.float32], history: Sequence[int] = ()) -> int:
+        """The next token. `logits` is float32, shape (vocab_size,), and is not changed.
+
+        `history` holds the ids so far, for the repeat penalty. Raises BrioletteError where a logit that
+        matters is not a number.
+        """
+        options = self.sampling
+        if options.repeat_penalty != 1 and options.repeat_last_n and len(history):
+            logits = self._penalised(logits, history)
+        if options.temperature == 0:
+            best = int(logits.argmax())  # NaN counts as the largest
+            if math.isnan(logits[best]):
+                _not_numbers()
+            return best
+        tokens = self._candidates(logits)
+        kept = logits[tokens]
+        top = kept.max()
+        if not math.isfinite(top):
+            _not_numbers()
+        sums = np.cumsum(np.exp((kept - top) / np.float32(options.temperature)), dtype=np.float64)
+        chosen = np.searchsorted(sums, self._random.random() * sums[-1], side="right")
+        return int(tokens[min(int(chosen), len(tokens) - 1)])
+
+    def _penalised(self, logits: NDArray[np.float32], history: Sequence[int]) -> NDArray[np.float32]:
+        last = self.sampling.repeat_last_n
+        recent = np.unique(np.asarray(history if last < 0 else history[-last:], np.int64))
+        penalty = np.float32(self.sampling.repeat_penalty)
+        logits = logits.copy()
+        values = logits[recent]
+        logits[recent] = np.where(values > 0, values / penalty, values * penalty)
+        return logits
+
+    def _candidates(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The tokens that top_k, top_p and min_p leave."""
+        options = self.sampling
+        tokens = (
+            _largest(logits, options.top_k) if 0 < options.top_k < len(logits) else np.arange(len(logits))
+        )
+        if options.top_p < 1:
+            tokens = self._nucleus(logits, tokens)
+        if options.min_p > 0:
+            kept = logits[tokens]
+            tokens = tokens[kept >= kept.max() + np.float32(math.log(options.min_p))]
+        return tokens
+
+    def _nucleus(self, logits: NDArray[np.float32], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        values = logits[tokens]
+        weights = np.exp(values - values.max())
+        wanted = self.sampling.top_p * weights.sum(dtype=np.float64)
+        # The nucleus is mostly small: sorting a quarter of a million tokens for it would take 30 ms.
+        for count in (_NUCLEUS_GUESS, len(tokens)):
+            likeliest = _largest(weights, count) if count < len(tokens) else np.arange(len(tokens))
+            likeliest = likeliest[np.lexsort((likeliest, -weights[likeliest]))]
+            sums = np.cumsum(weights[likeliest], dtype=np.float64)
+            if sums[-1] >= wanted:
+                break
+        return tokens[likeliest[: int(np.searchsorted(sums, wanted)) + 1]]
+
+
+def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Where the `count` largest values are, in ascending order of place."""
+    # If `count` rows have a maximum of at least x, there are as many values of at least x. The others need
+    # not be partitioned, which saves most of the time for the top 64 of 262,144.
+    rows = values[: len(values) // 128 * 128].reshape(-1, 128).max(axis=1)
+    places = np.arange(len(values))
+    if count <= len(rows):
+        above = np.flatnonzero(values >= np.partition(rows, len(rows) - count)[len(rows) - count])
+        places = above if len(above) >= count else places  # fewer only if there are NaN
+    found = places[np.argpartition(values[places], len(places) - count)[len(places) - count :]]
+    found.sort()
+    return found
+
+
+def _not_numbers() -> None:
+    raise BrioletteError(
+        "the model's logits are not numbers: the model file is damaged, or a computation overflowed; "
+        "check the file, and report it if another engine runs it"
+    )
+
+
+class StopStrings:
+    """Ends a text at the first stop string to be complete, however the text is cut into pieces.
+
+    A stop string is not part of the text. So whatever may be the start of one is held back until it is or is
+    not; `flush` gives what is held at the end. `matched` is the stop string that was found, or None.
+    """
+
+    def __init__(self, stops: Iterable[str] = ()):
+        self._stops = [stops] if isinstance(stops, str) else list(stops)
+        if not all(isinstance(stop, str) and stop for stop in self._stops):
+            raise BrioletteError("a stop string is empty; leave it out")
+        self._held = ""
+        self.matched: str | None = None
+
+    def push(self, text: str) -> str:
+        """The text that is certain once `text` has come; nothing more after a match."""
+        if self.matched is not None:
+            return ""
+        text = self._held + text
+        ends = [(place + len(stop), place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if ends:
+            _, place, self.matched = min(ends)
+            self._held = ""
+            return text[:place]
+        longest = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - longest :]
+        return text[: len(text) - longest]
+
+    def flush(self) -> str:
+        """The text that was held back, when no more will come."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The most characters at the end of `text` that `stop` begins with."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
