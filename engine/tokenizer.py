@@ -199,15 +199,17 @@ class Tokenizer:
         return result
 
     def _spell(self, symbol: bytes) -> list[int]:
-        """A symbol that is no token, as tokens for its bytes, or else as the unknown token."""
+        """A symbol that is no token, as tokens for its bytes."""
         if self.model == "gpt2":
             names = [character.encode() for character in symbol.decode()]
         else:
             names = [b"<0x%02X>" % byte for byte in symbol]
         ids = [token for name in names if (token := self._vocab.lookup(name)) is not None]
-        if len(ids) == len(names):
-            return ids
-        return [] if self._vocab.unknown_id is None else [self._vocab.unknown_id]
+        # Some vocabularies of bytes lack those that text hardly has: llama.cpp leaves them out. SentencePiece
+        # has a token for what it does not know.
+        if self.model == "llama" and len(ids) < len(names) and self._vocab.unknown_id is not None:
+            return [self._vocab.unknown_id]
+        return ids
 
     # Ids to text.
 
@@ -216,7 +218,7 @@ class Tokenizer:
 
         Control tokens stand for nothing or, with `special`, for their names.
         """
-        key = ~token if special else token
+        key = 2 * token + special
         if (known := self._texts.get(key)) is None:
             self._texts[key] = known = self._vocab.decoded(token, special)
         return known

@@ -69,7 +69,7 @@ class Vocabulary:
             return value
         if not isinstance(value, list) or not value or not isinstance(value[0], str):
             self.fail(f"metadata key {_KEY}{name} is {'missing' if value is None else 'no list of strings'}")
-        return value  # type: ignore[return-value]
+        return value
 
     def numbers(self, name: str) -> NDArray[np.generic]:
         """A list with a number for each token, shape (vocab_size,)."""

@@ -23,7 +23,7 @@ def gemma3_path() -> Path:
     size = sum(part.stat().st_size for part in package.chunk_paths())
     if not target.exists() or target.stat().st_size != size:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Under another name first: a file with the right name is always whole, even if two runs begin at once.
+        # Under another name first: a file of the right name is whole, even if two runs begin at once.
         partial = target.with_suffix(f".{os.getpid()}.partial")
         package.assemble(partial, overwrite=True)
         partial.replace(target)

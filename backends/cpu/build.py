@@ -63,6 +63,11 @@ class Target:
         return 16 if self.has("avx512f") else 8 if self.has("avx2") else 4
 
     @property
+    def registers(self) -> int:
+        """Vector registers."""
+        return 32 if self.arm or self.has("avx512f") else 16
+
+    @property
     def fma(self) -> bool:
         return self.arm or self.has("fma") or self.has("avx512f")
 
@@ -379,6 +384,33 @@ class Build:
         special = self.ir.icmp_unsigned(">=", body, self.const(body.type, 0x7C00 << 13))
         scaled = self.ir.select(special, self.bit_or(body, 0x7F800000), scaled)
         return self.bits(self.bit_or(scaled, self.shl(self.bit_and(wide, 0x8000), 16)), out)
+
+    def to_bf16_bits(self, value: Value) -> Value:
+        """f32 to the i16 bits of the nearest bf16, ties to even. NaN stays NaN."""
+        wide = self.bits(value, like(value.type, I32))
+        even = self.add(self.bit_and(self.shr(wide, 16), 1), 0x7FFF)
+        known = self.ir.fcmp_ordered("ord", value, value)
+        wide = self.ir.select(known, self.add(wide, even), self.bit_or(wide, 0x400000))
+        return self.ir.trunc(self.shr(wide, 16), like(value.type, I16))
+
+    def to_f16_bits(self, value: Value) -> Value:
+        """f32 to the i16 bits of the nearest f16, ties to even; too large is infinity, NaN stays NaN."""
+        if self.target.half:
+            return self.bits(self.ir.fptrunc(value, like(value.type, F16)), like(value.type, I16))
+        wide = self.bits(value, like(value.type, I32))
+        size = self.bit_and(wide, 0x7FFFFFFF)
+        # A normal result: move the exponent, add just less than half, carry into it what rounds up.
+        normal = self.add(self.add(size, 0xFFF - (112 << 23)), self.bit_and(self.shr(size, 13), 1))
+        # A subnormal one: f32 addition rounds at the last bit of the larger number, here 2^-24.
+        tiny = self.sub(self.bits(self.add(self.bits(size, value.type), 0.5), size.type), 0x3F000000)
+        small = self.ir.icmp_unsigned("<", size, self.const(size.type, 113 << 23))
+        found = self.ir.select(small, tiny, self.shr(normal, 13))
+        large = self.ir.icmp_unsigned(">=", size, self.const(size.type, 143 << 23))
+        found = self.ir.select(large, self.const(size.type, 0x7C00), found)
+        nan = self.bit_or(self.bit_and(self.shr(size, 13), 0x3FF), 0x7E00)
+        found = self.ir.select(self.ir.fcmp_ordered("ord", value, value), found, nan)
+        found = self.bit_or(found, self.shr(self.bit_and(wide, 0x80000000), 16))
+        return self.ir.trunc(found, like(value.type, I16))
 
     # -- look-ups --
 

@@ -68,6 +68,8 @@ class _Fuser:
         reader = readers[0]
         if reader.op == "cache_write":
             return not rowwise(item)
+        if item.op == "rotate":
+            return True  # works on pairs of values, so a kernel can only end with it
         if item.op in PRODUCTS:
             return not (elementwise(reader) and reader.shape == item.shape)
         return not (rowwise(reader) and self.same_rows(item, reader))

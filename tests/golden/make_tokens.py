@@ -2,8 +2,10 @@
 
     PEER_PYTHON tests/golden/make_tokens.py NAME=MODEL.gguf ...
 
-PEER_PYTHON has llama-cpp-python. The names in use are gemma3, gemma4 (the vocabulary file is enough) and smollm2.
+PEER_PYTHON has llama-cpp-python. The names in use are gemma3, gemma4 (of which the vocabulary file is enough)
+and smollm2.
 """
+# ruff: noqa: RUF001
 
 import ctypes
 import json
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import llama_cpp
 
-# (text, whether control tokens in it are parsed); the second part of the list repeats with False.
+# All are encoded with control tokens parsed; those of SPECIAL once more without.
 TEXTS = [
     "",
     " ",
@@ -41,8 +43,8 @@ TEXTS = [
     "camelCaseIdentifier snake_case_identifier SCREAMING_CASE kebab-case",
     "def f(x):\n    if x:\n        return [y for y in x]\n\n\nclass A(B):\n\tpass\n",
     "for (int i = 0; i < n; ++i) { a[i] += b->c; } // done",
-    "<html><body class=\"x\"><h1>Title</h1>\n<p>a &amp; b</p></s></body></html>",
-    "{\"a\": [1, 2.5, null, true], \"b\": \"\\n\"}",
+    '<html><body class="x"><h1>Title</h1>\n<p>a &amp; b</p></s></body></html>',
+    '{"a": [1, 2.5, null, true], "b": "\\n"}',
     "https://example.com/path?q=1&r=%20#frag user@host.org",
     "!!!!!! ?????? ...... ------ ====== ######## ******** ________",
     "a\u00a0b\u2003c\u3000d\u200be\u2028f",
@@ -83,7 +85,7 @@ SPECIAL = [
     "<|turn>user\nHi<turn|>\n<|turn>model\n<|channel>thought\n<channel|>",
     "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
     "a <|im_end|> b<|endoftext|> c",
-    "<|tool_call>call:f{a:<|\"|>x<|\"|>}<tool_call|><|tool_response>",
+    '<|tool_call>call:f{a:<|"|>x<|"|>}<tool_call|><|tool_response>',
     " <end_of_turn> <turn|> <end_of_turn",
     "<unk><pad><mask><unused5><|think|>",
     "<table><tr><td>1</td></tr></table>\n\n\n<code>",

@@ -1,0 +1,390 @@
+"""A planned program to one LLVM module: kernels, each emitted once, and a function that calls them in waves."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from llvmlite import ir
+
+from briolette.backends import formats
+from briolette.compiler.dims import Affine, Dim, product
+from briolette.compiler.ir import Node, topological
+from briolette.compiler.ops import inverse_frequencies, with_args
+from briolette.compiler.plan import Plan, base, writes_cache
+
+from .build import I64, PTR, VOID, Build, Target, Value
+from .kernels import linear, rows, small
+from .kernels.attend import Attend, emit_attend, scratch_bytes
+from .runtime_ir import FIELDS, emit_barrier
+from .views import view_of
+
+PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A K or V plane of the KV cache: [heads, capacity, size] of dtype, read with a window or without."""
+
+    slot: int
+    plane: str
+    heads: int
+    size: int
+    dtype: str
+    window: int | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What programs expect to find in the tables they are given, in order."""
+
+    weights: tuple[Node, ...]  # `weight`, or `dequant` of one: decoded to f32 at load
+    planes: tuple[Plane, ...]
+    scratch: int  # bytes per thread
+
+
+def layout_of(plans: Sequence[Plan]) -> Layout:
+    """The tables that programs of one model share."""
+    weights: dict[Node, None] = {}
+    planes: dict[tuple[int, str], Plane] = {}
+    scratch = 0
+    for plan in plans:
+        planes = {(p.slot, p.plane): p for p in planes_of(plan)} | planes
+        for step in plan.steps:
+            weights |= dict.fromkeys(source for arg in step.node.args if (source := stored(arg)) is not None)
+            scratch = max(scratch, scratch_of(step.node))
+    return Layout(tuple(weights), tuple(planes.values()), (scratch + PAGE - 1) // PAGE * PAGE)
+
+
+def stored(item: Node) -> Node | None:
+    """The weight (or decoded small weight) under an operand, or None."""
+    item = base(item)
+    return item if item.op in ("weight", "dequant") else None
+
+
+def scratch_of(item: Node) -> int:
+    """Bytes of scratch a step needs for each thread."""
+    if item.op == "attend":
+        return scratch_bytes(attend_spec(item), 0)
+    if item.op != "fused":
+        return 0
+    return (rows_spec(item) if item["family"] == "rows" else linear_spec(item)).scratch_bytes()
+
+
+def planes_of(plan: Plan) -> list[Plane]:
+    """The cache planes a program writes, with the widest window that any attention reads them through."""
+    windows: dict[Node, list[int | None]] = {}
+    for step in plan.steps:
+        if step.node.op == "attend":
+            for source in step.node.args[1:3]:
+                windows.setdefault(base(source), []).append(step.node.get("window"))
+    found = []
+    for step in plan.steps:
+        write = writes_cache(step.node)
+        if write is not None:
+            seen = windows.get(step.node, [None])
+            window = None if None in seen else max(w for w in seen if w is not None)
+            _, heads, size = write.shape
+            assert isinstance(heads, int) and isinstance(size, int)
+            found.append(Plane(write["slot"], write["plane"], heads, size, write.type.dtype, window))
+    return found
+
+
+class Emitter:
+    """Emits programs into one module; equal kernels are shared among them."""
+
+    def __init__(self, target: Target):
+        self.target = target
+        self.module = ir.Module()
+        self.module.triple = target.triple
+        self.kernels: dict[str, ir.Function] = {}
+        self.barrier = emit_barrier(self.module, target)
+
+    def program(self, name: str, plan: Plan, layout: Layout) -> None:
+        """`void name(ptr context, i64 tid)`: one step, run by every thread."""
+        _Program(self, name, plan, layout).emit()
+
+    def kernel(self, family: str, key: str, make: Callable[[str], ir.Function]) -> ir.Function:
+        if key not in self.kernels:
+            self.kernels[key] = make(f"{family}.{hashlib.sha256(key.encode()).hexdigest()[:12]}")
+        return self.kernels[key]
+
+
+class _Program:
+    def __init__(self, emitter: Emitter, name: str, plan: Plan, layout: Layout):
+        self.emitter, self.plan, self.layout = emitter, plan, layout
+        self.target, self.module = emitter.target, emitter.module
+        self.weight_at = {item: i for i, item in enumerate(layout.weights)}
+        self.plane_at = {(p.slot, p.plane): i for i, p in enumerate(layout.planes)}
+        function = ir.Function(self.module, ir.FunctionType(VOID, [PTR, I64]), name)
+        self.b = Build(ir.IRBuilder(function.append_basic_block("entry")), self.target)
+        self.context, self.tid = function.args
+        self.fields = {name: self.load_field(name) for name in FIELDS if name not in ("barrier", "generation", "entry")}
+
+    def load_field(self, name: str) -> Value:
+        ty = PTR if FIELDS[name].pointer else I64
+        return self.b.load(self.context, ty, FIELDS[name].offset, align=8)
+
+    def emit(self) -> None:
+        b = self.b
+        scratch = b.mul(self.tid, self.fields["scratch_stride"])
+        self.scratch = b.at(self.fields["scratch"], scratch)
+        wave, turn = 0, 0
+        for step in self.plan.steps:
+            if step.wave != wave:
+                self.meet()
+                wave, turn = step.wave, 0
+            self.step(step.node, turn)
+            turn += 1
+        self.meet()
+        b.ir.ret_void()
+
+    def meet(self) -> None:
+        self.b.ir.call(self.emitter.barrier, [self.context])
+
+    # --- operands -----------------------------------------------------------------------------------
+
+    def size(self, dim: Dim, factor: int = 1) -> Value:
+        """A size at run time, times a factor."""
+        b = self.b
+        if isinstance(dim, Affine):
+            assert [name for name, _ in dim.terms] == ["T"], f"{dim} is not known to a CPU program"
+            return b.add(b.mul(self.fields["rows"], dim.terms[0][1] * factor), dim.constant * factor)
+        return b.i64(dim * factor)
+
+    def pointer(self, item: Node) -> Value:
+        """Where a value begins."""
+        b = self.b
+        if item.op in ("weight", "dequant") or base(item).op == "weight":
+            return self.weight(item)
+        view = view_of(item)
+        found = self.base(view.base)
+        return found if view.offset == 0 else b.at(found, self.size(view.offset, 4))
+
+    def base(self, item: Node) -> Value:
+        b = self.b
+        if item.op in ("tokens", "position"):
+            return self.fields["tokens" if item.op == "tokens" else "positions"]
+        if item in self.plan.buffers:
+            return b.at(self.fields["arena"], self.plan.buffers[item].offset)
+        if writes_cache(item) is not None:
+            return self.plane(item)[0]
+        assert item in {base(out) for out in self.plan.module.outputs}, item
+        return self.fields["out"]
+
+    def weight(self, item: Node) -> Value:
+        """A stored tensor, or the rows of it that a slice takes."""
+        b, skipped = self.b, 0
+        while item.op == "slice":
+            inner = item.args[0]
+            if item["axis"] != len(item.shape) - 2:
+                raise NotImplementedError(f"a slice of axis {item['axis']} of a weight {list(inner.shape)}")
+            skipped += formats.row_bytes(inner.type.dtype, inner.shape[-1]) * item["start"]
+            item = inner
+        return b.at(b.load(self.fields["weights"], PTR, 8 * self.weight_at[item], align=8), skipped)
+
+    def plane(self, item: Node) -> tuple[Value, Value]:
+        """A cache plane's address and capacity."""
+        write = writes_cache(item)
+        assert write is not None
+        index, b = self.plane_at[write["slot"], write["plane"]], self.b
+        address = b.load(self.fields["planes"], PTR, 8 * index, align=8)
+        return address, b.load(self.fields["capacities"], I64, 8 * index, align=8)
+
+    # --- steps --------------------------------------------------------------------------------------
+
+    def step(self, item: Node, turn: int) -> None:
+        if item.op == "fused":
+            {"rows": self.rows, "linear": self.linear, "experts": self.linear}[item["family"]](item, turn)
+        else:
+            getattr(self, item.op)(item)
+
+    def call(self, function: ir.Function, *args: Value) -> None:
+        self.b.ir.call(function, args)
+
+    def linear(self, item: Node, turn: int) -> None:
+        spec = linear_spec(item)
+        function = self.emitter.kernel(
+            item["family"], kernel_key(item, spec), lambda name: linear.emit_linear(self.module, self.target, name, spec)
+        )
+        leading = item.shape[:-2] if spec.experts else item.shape[:-1]
+        count = self.size(product(leading))
+        args = [self.pointer(arg) for arg in item.args]
+        self.call(function, *args, self.pointer(item), self.scratch, count, self.tid, self.fields["threads"])
+
+    def rows(self, item: Node, turn: int) -> None:
+        spec = rows_spec(item)
+        function = self.emitter.kernel(
+            "rows", kernel_key(item, spec), lambda name: rows.emit_rows(self.module, self.target, name, spec)
+        )
+        b, threads = self.b, self.fields["threads"]
+        out, capacity = self.plane(item) if writes_cache(item) is not None else (self.pointer(item), b.i64(0))
+        shape = row_shape(item)
+        tokens = self.size(shape[0] if len(shape) > 1 else 1)
+        # Kernels of a wave that have one row each begin with different threads.
+        tid = self.tid if turn == 0 else b.ir.urem(b.add(self.tid, turn), threads)
+        args = [self.pointer(arg) for arg in item.args]
+        self.call(function, *args, out, capacity, self.scratch, tokens, tid, threads)
+
+    def attend(self, item: Node) -> None:
+        q, k, v, pos = item.args
+        spec = attend_spec(item)
+        function = self.emitter.kernel(
+            "attend", f"attend {spec}", lambda name: emit_attend(self.module, self.target, name, spec)
+        )
+        (keys, capacity), (values, _) = self.plane(base(k)), self.plane(base(v))
+        ends = (self.pointer(item), self.scratch, capacity, self.size(q.shape[0]), self.tid, self.fields["threads"])
+        self.call(function, self.pointer(q), keys, values, self.pointer(pos), *ends)
+
+    def small(self, item: Node, key: str, make: Callable[[str], ir.Function]) -> None:
+        function = self.emitter.kernel(item.op, f"{item.op} {key}", make)
+        args = [self.pointer(arg) for arg in item.args]
+        count = self.size(item.shape[0] if item.op == "rope_table" else product(_rows_of(item)))
+        self.call(function, *args, self.pointer(item), count, self.tid, self.fields["threads"])
+
+    def rope_table(self, item: Node) -> None:
+        inverse = inverse_frequencies(item["theta"], item["dims"], 1.0)
+        scale, half, has_freqs = item.get("scale", 1.0), item["dims"] // 2, len(item.args) > 1
+        inverse = inverse if has_freqs else inverse * np.float32(scale)
+        key = f"{item['theta']} {item['dims']} {scale} {has_freqs}"
+        self.small(item, key, lambda name: small.emit_rope_table(self.module, self.target, name, half, has_freqs, inverse, scale))
+
+    def top(self, item: Node) -> None:
+        n, k = item.args[0].shape[-1], item["k"]
+        self.small(item, f"{n} {k}", lambda name: small.emit_top(self.module, self.target, name, n, k))
+
+    def take(self, item: Node) -> None:
+        x, k = item.args[0], item.shape[-1]
+        n, vector = x.shape[-1], len(x.shape) == 1
+        self.small(item, f"{n} {k} {vector}", lambda name: small.emit_take(self.module, self.target, name, n, k, vector))
+
+    def combine(self, item: Node) -> None:
+        used, n = item.args[0].shape[-2:]
+        self.small(item, f"{used} {n}", lambda name: small.emit_combine(self.module, self.target, name, used, n))
+
+
+def _rows_of(item: Node) -> tuple[Dim, ...]:
+    return item.shape[:-1]
+
+
+# --- kernel descriptions from nodes -----------------------------------------------------------------
+
+
+def kernel_key(item: Node, spec: object) -> str:
+    """What a kernel depends on: its body (without the cache slot), and how its operands lie."""
+    names: dict[Node, str] = {}
+    lines = []
+    for at in topological([item["block"].result]):
+        names[at] = f"%{len(names)}"
+        attrs = ", ".join(f"{k}={v!r}" for k, v in at.attrs if k not in ("slot", "plane", "name"))
+        lines.append(f"{names[at]} = {at.op}({', '.join(names[a] for a in at.args)}) {attrs} : {at.type}")
+    operands = getattr(spec, "operands", ())
+    return "\n".join([item["family"], *lines, *map(repr, operands)])
+
+
+def attend_spec(item: Node) -> Attend:
+    """The attention kernel of a node: shapes, cache element types, how queries lie."""
+    q, k, v, _ = item.args
+    view = view_of(q)
+    k_write, v_write = writes_cache(base(k)), writes_cache(base(v))
+    assert k_write is not None and v_write is not None
+    assert view.strides[1:] == (q.shape[2], 1), "query heads lie side by side"
+    return Attend(
+        heads=_int(q.shape[1]),
+        groups=_int(k.shape[1]),
+        key_size=_int(q.shape[2]),
+        value_size=_int(v.shape[2]),
+        key_dtype=k_write.type.dtype,
+        value_dtype=v_write.type.dtype,
+        scale=item["scale"],
+        window=item.get("window"),
+        softcap=item.get("softcap"),
+        q_stride=view.strides[0],
+        single=q.shape[0] == 1,
+    )
+
+
+def _int(dim: Dim) -> int:
+    assert isinstance(dim, int), f"{dim} must be known when the program is compiled"
+    return dim
+
+
+def row_shape(item: Node) -> tuple[Dim, ...]:
+    """The shape whose last axis a rows kernel walks."""
+    root = item["block"].result
+    return (root.args[0] if root.op == "cache_write" else root).shape
+
+
+def rows_spec(item: Node) -> rows.Rows:
+    """The operands of a rows kernel, by how its body uses them."""
+    block = item["block"]
+    shape = row_shape(item)
+    columns, heads = shape[-1], product(shape[1:-1])
+    assert isinstance(columns, int) and isinstance(heads, int)
+    roles: dict[Node, str] = {}
+    for at in topological([block.result]):
+        if at.op == "embed":
+            roles |= {at.args[0]: "weight", at.args[1]: "ids"}
+        elif at.op == "rotate":
+            roles[at.args[1]] = "table"
+        elif at.op == "cache_write":
+            roles[at.args[1]] = "positions"
+    operands = []
+    for param, arg in zip(block.params, item.args, strict=True):
+        role = roles.get(param) or _row_role(param.shape, shape)
+        stride = 0
+        if role in ("row", "summary"):
+            stride = view_of(arg).row_stride()
+        elif role == "table":
+            stride = view_of(arg).strides[0]
+        operands.append(rows.Operand(role, stride, param.type.dtype))
+    return rows.Rows(block, tuple(operands), columns, heads)
+
+
+def _row_role(shape: tuple[Dim, ...], walked: tuple[Dim, ...]) -> str:
+    if len(shape) == len(walked) and len(shape) > 1 and shape[:-1] == walked[:-1]:
+        return "row" if shape[-1] == walked[-1] else "summary"
+    if product(shape) == 1:
+        return "scalar"
+    if shape == walked[-1:]:
+        return "vector"
+    raise NotImplementedError(f"a rows kernel over {list(walked)} cannot read {list(shape)}")
+
+
+def linear_spec(item: Node) -> linear.Linear:
+    """The operands of a product kernel, by how its body uses them."""
+    block = item["block"]
+    root = block.result
+    products = [n for n in topological([root]) if n.op in ("linear", "expert_linear")]
+    first = products[0]
+    x, w = first.args[:2]
+    weights = {p.args[1] for p in products}
+    operands = []
+    for param, arg in zip(block.params, item.args, strict=True):
+        if param is x:
+            operands.append(linear.Operand("x", view_of(arg).row_stride() or x.shape[-1]))
+        elif param in weights:
+            whole = base(arg)
+            row = formats.row_bytes(whole.type.dtype, whole.shape[-1])
+            stride = whole.shape[-2] * row if len(whole.shape) == 3 else 0
+            operands.append(linear.Operand("weight", format=whole.type.dtype, expert_stride=stride))
+        elif first.op == "expert_linear" and param is first.args[2]:
+            operands.append(linear.Operand("ids"))
+        elif param.shape == root.shape:
+            operands.append(linear.Operand("full", view_of(arg).row_stride()))
+        else:
+            operands.append(linear.Operand("scalar" if product(param.shape) == 1 else "vector"))
+    experts = first.args[2].shape[-1] if first.op == "expert_linear" else 0
+    return linear.Linear(
+        block,
+        tuple(operands),
+        inputs=w.shape[-1],
+        outputs=w.shape[-2],
+        single=product(root.shape[:-1]) == 1,
+        experts=experts,
+        shared_input=len(x.shape) < len(root.shape),
+    )
+
+

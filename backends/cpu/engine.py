@@ -1,0 +1,200 @@
+"""The CPU engine: native programs, mapped weights, the KV cache, and the threads that run them."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+from llvmlite import ir
+from numpy.typing import NDArray
+
+from briolette.compiler.ir import Module, Node
+from briolette.compiler.pipeline import Form, optimise
+from briolette.compiler.plan import Plan, plan
+from briolette.compiler.text import print_module
+
+from ..base import F32Array, Options, Weights, array_of
+from .build import Target
+from .emit import Emitter, Plane, layout_of
+from .jit import Library, cached_object, compile_object, object_key
+from .runtime_ir import CONTEXT_BYTES, FIELDS, emit_worker
+from .threads import Team
+
+DTYPES = {"f32": np.float32, "f16": np.uint16, "bf16": np.uint16}  # 16-bit planes are kept as bits
+CACHE_LINE = 64
+ALL_LOGITS_CHUNK = 64  # tokens a step when every token's logits are wanted: they are large
+
+
+def aligned(count: int, dtype: type = np.uint8, align: int = CACHE_LINE) -> NDArray[np.generic]:
+    """Zeroed memory on a cache line; pages are taken from the system as they are written."""
+    size = np.dtype(dtype).itemsize * count
+    raw = np.zeros(size + align, np.uint8)
+    start = -raw.ctypes.data % align
+    return raw[start : start + size].view(dtype)
+
+
+# Which programs are compiled together, and the form of each. Decoding and prefill share kernels and are
+# both wanted by any generation; every token's logits are wanted by evaluation alone.
+GROUPS = {"generate": ("decode", "prefill"), "evaluate": ("all",)}
+
+
+class _Group:
+    """Programs in one object file, and the tables and memory they are given."""
+
+    def __init__(self, plans: dict[str, Plan], engine: CpuEngine):
+        self.plans, target = plans, engine.target
+        self.layout = layout_of(list(plans.values()))
+        key = object_key(target, [f"{p.rows}\n{print_module(p.module)}" for p in plans.values()])
+        self.library = Library(cached_object(key, lambda: self.compile(target)), target)
+        self.addresses = {name: self.library.address(name) for name in plans}
+        threads = engine.options.threads
+        self.arena = aligned(max(p.arena for p in plans.values()))
+        self.scratch = aligned(max(1, self.layout.scratch * threads))
+        self.weights = np.array([engine.address_of(w) for w in self.layout.weights], np.uint64)
+        self.fields = {
+            "arena": self.arena.ctypes.data,
+            "weights": self.weights.ctypes.data,
+            "scratch": self.scratch.ctypes.data,
+            "scratch_stride": self.layout.scratch,
+            **engine.cache_tables(self.layout.planes),
+        }
+
+    def compile(self, target: Target) -> bytes:
+        emitter = Emitter(target)
+        for name, plan in self.plans.items():
+            emitter.program(name, plan, self.layout)
+        return compile_object(emitter.module, target)
+
+
+class CpuEngine:
+    """One sequence of one model on the CPU.
+
+    Programs are compiled when first needed (from the object cache where possible): "decode" takes one
+    token, "prefill" up to `options.chunk` and gives the last one's logits, "all" gives every token's.
+    """
+
+    def __init__(self, module: Module, weights: Weights, options: Options, target: Target | None = None):
+        self.module, self.weights, self.options = module, weights, options
+        self.target = target or Target.host()
+        self.context = aligned(CONTEXT_BYTES)
+        self.planes: dict[tuple[int, str], _Plane] = {}
+        self.decoded: dict[str, F32Array] = {}
+        self.kept: list[object] = []  # memory that native code points into
+        self.groups: dict[str, _Group] = {}
+        worker = cached_object(object_key(self.target, ["worker"]), self._compile_worker)
+        self.runtime = Library(worker, self.target)
+        team = Team(self.context.ctypes.data, options.threads, self.runtime.address("worker"))
+        self.team = team
+        self.finalizer = weakref.finalize(self, team.close)
+
+    def close(self) -> None:
+        """Ends the worker threads; the engine cannot be used after."""
+        self.finalizer()
+
+    # --- running ------------------------------------------------------------------------------------
+
+    def step(self, tokens: Sequence[int], start: int, logits: str = "last") -> F32Array:
+        """See `base.Engine.step`."""
+        ids = np.ascontiguousarray(tokens, np.int32)
+        if len(ids) == 1:
+            return self._run("generate", "decode", ids, start, 1)
+        if logits == "all":
+            chunk = min(ALL_LOGITS_CHUNK, self.options.chunk)
+            parts = [ids[at : at + chunk] for at in range(0, len(ids), chunk)]
+            starts = range(start, start + len(ids), chunk)
+            return np.concatenate(
+                [self._run("evaluate", "all", part, at, len(part)) for part, at in zip(parts, starts, strict=True)]
+            )
+        chunk = self.options.chunk
+        for at in range(0, len(ids), chunk):
+            result = self._run("generate", "prefill", ids[at : at + chunk], start + at, 1)
+        return result
+
+    def rewindable(self, end: int, to: int) -> bool:
+        """Whether every ring still holds the window before `to`, with `end` positions written."""
+        for plane in self.planes.values():
+            oldest = max(0, end - plane.capacity)
+            if plane.of.window is not None and oldest > max(0, to - plane.of.window + 1):
+                return False
+        return to <= end
+
+    def _run(self, group: str, program: str, ids: NDArray[np.int32], start: int, rows: int) -> F32Array:
+        loaded = self.group(group)
+        positions = np.arange(start, start + len(ids), dtype=np.int32)
+        vocabulary = self.module.outputs[0].shape[-1]
+        assert isinstance(vocabulary, int)
+        out = np.empty((rows, vocabulary), np.float32)
+        fields = loaded.fields | {
+            "tokens": ids.ctypes.data,
+            "positions": positions.ctypes.data,
+            "out": out.ctypes.data,
+            "rows": len(ids),
+        }
+        for name, value in fields.items():
+            ctypes.c_int64.from_address(self.context.ctypes.data + FIELDS[name].offset).value = value
+        self.team.run(loaded.addresses[program])
+        return out
+
+    # --- programs and memory ------------------------------------------------------------------------
+
+    def group(self, name: str) -> _Group:
+        """Programs of a group, compiled and given their memory on first use."""
+        if name not in self.groups:
+            self.groups[name] = _Group({form: self.plan(form) for form in GROUPS[name]}, self)
+        return self.groups[name]
+
+    def plan(self, form: str) -> Plan:
+        """The planned program of a form: decode, prefill or all."""
+        chunk, cache = self.options.chunk, self.options.cache
+        forms = {
+            "decode": (Form(tokens=1, cache=cache), 1),
+            "prefill": (Form(cache=cache), chunk),
+            "all": (Form(logits="all", cache=cache), min(ALL_LOGITS_CHUNK, chunk)),
+        }
+        wanted, rows = forms[form]
+        return plan(optimise(self.module, wanted), rows)
+
+    def address_of(self, item: Node) -> int:
+        """Where a weight lies: in the mapped file, or decoded where f32 is wanted of something else."""
+        if item.op == "weight":
+            stored = self.weights.stored(item["name"])
+            self.kept.append(stored)
+            return int(stored.ctypes.data)
+        name = item.args[0]["name"]
+        if name not in self.decoded:
+            self.decoded[name] = np.ascontiguousarray(array_of(self.weights, self.module, name))
+        return int(self.decoded[name].ctypes.data)
+
+    def cache_tables(self, planes: tuple[Plane, ...]) -> dict[str, int]:
+        """Tables of plane addresses and capacities; planes are allocated once for all programs."""
+        for plane in planes:
+            if (plane.slot, plane.plane) not in self.planes:
+                self.planes[plane.slot, plane.plane] = _Plane(plane, self.options)
+        ours = [self.planes[p.slot, p.plane] for p in planes]
+        addresses = np.array([p.memory.ctypes.data for p in ours], np.uint64)
+        capacities = np.array([p.capacity for p in ours], np.int64)
+        self.kept += [addresses, capacities]
+        return {"planes": addresses.ctypes.data, "capacities": capacities.ctypes.data}
+
+    def _compile_worker(self) -> bytes:
+        module = ir.Module()
+        module.triple = self.target.triple
+        emit_worker(module, self.target)
+        return compile_object(module, self.target)
+
+
+class _Plane:
+    """A cache plane's memory: all positions, or a ring that holds a window and the chunk being written."""
+
+    def __init__(self, of: Plane, options: Options):
+        self.of = of
+        ring = options.context if of.window is None else of.window + options.chunk
+        self.capacity = min(options.context, ring)
+        self.memory = aligned(of.heads * self.capacity * of.size, DTYPES[of.dtype])
+
+
+def compile(module: Module, weights: Weights, options: Options) -> CpuEngine:
+    """An engine for the unrolled module."""
+    return CpuEngine(module, weights, options)

@@ -1,0 +1,168 @@
+"""Kernels of little work: rotary tables, the router's largest values, look-ups in rows, weighted sums.
+
+Each is `void name(pointers..., i64 rows, i64 tid, i64 threads)` and writes thread `tid`'s rows, by `split`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from briolette.backends.cpu.build import F32, F64, I32, I64, PTR, VOID, Build, Target, Value, like
+from briolette.backends.cpu.kernels import split
+from llvmlite import ir
+from numpy.typing import NDArray
+
+
+def _by_rows(
+    module: ir.Module, target: Target, name: str, pointers: str, row: Callable[..., None]
+) -> ir.Function:
+    """The function around `row(b, r, *pointers)`, which emits the work on row r."""
+    labels = pointers.split()
+    function = ir.Function(module, ir.FunctionType(VOID, [PTR] * len(labels) + [I64] * 3), name)
+    for argument, label in zip(function.args, [*labels, "rows", "tid", "threads"], strict=True):
+        argument.name = label
+    b = Build(ir.IRBuilder(function.append_basic_block()), target)
+    *given, rows, tid, threads = function.args
+    first, last = split(b, rows, tid, threads)
+    b.loop(first, last, 1, [], lambda r, _: row(b, r, *given))
+    b.ir.ret_void()
+    return function
+
+
+def _along(b: Build, n: int, body: Callable[[Value, ir.Type], None]) -> None:
+    """`body(byte offset, type)` over n f32: vectors, then what is left one by one."""
+    whole = n - n % b.lanes
+    b.loop(0, whole, b.lanes, [], lambda i, _: body(b.mul(i, 4), b.vec(F32)))
+    b.loop(whole, n, 1, [], lambda i, _: body(b.mul(i, 4), F32))
+
+
+def emit_rope_table(
+    module: ir.Module,
+    target: Target,
+    name: str,
+    half: int,
+    has_freqs: bool,
+    inverse: NDArray[np.float32],
+    scale: float = 1.0,
+) -> ir.Function:
+    """`void name(ptr pos, [ptr freqs,] ptr out, i64 rows, tid, threads)`: out f32 [rows, half, 2] = cos, sin.
+
+    The angle is pos * (inverse[i] / freqs[i] * scale), every operation rounded to f32 as in
+    `briolette.compiler.ops.inverse_frequencies`, from which `inverse` comes without factors and without scale
+    (or with the scale in it, where there are no factors). cos and sin are the C library's, of doubles.
+    """
+    base = _table(module, f".{name}.inverse", inverse)
+
+    def row(b: Build, r: Value, pos: Value, *rest: Value) -> None:
+        freqs, out = rest if has_freqs else (None, rest[0])
+        position = b.to_f32(b.load(pos, I32, b.mul(r, 4), align=4))
+        to = b.at(out, b.mul(r, 8 * half))
+
+        def pair(i: Value, _: list[Value]) -> None:
+            turn = b.load(base, F32, b.mul(i, 4), align=4)
+            if freqs is not None:
+                turn = b.div(turn, b.load(freqs, F32, b.mul(i, 4)))
+            angle = b.ir.fpext(b.mul(position, b.mul(turn, b.const(F32, float(np.float32(scale))))), F64)
+            for j, function in enumerate(("cos", "sin")):
+                value = b.ir.fptrunc(b.intrinsic(function, F64, [angle]), F32)
+                b.store(value, to, b.add(b.mul(i, 8), 4 * j))
+
+        b.loop(0, half, 1, [], pair)
+
+    return _by_rows(module, target, name, "pos freqs out" if has_freqs else "pos out", row)
+
+
+def _table(module: ir.Module, name: str, values: NDArray[np.float32]) -> Value:
+    """Constants under a name of our own: `Build.table` would name them by all their values."""
+    array = ir.ArrayType(F32, len(values))
+    made = ir.GlobalVariable(module, array, name)
+    made.initializer = ir.Constant(array, [float(v) for v in np.asarray(values, np.float32)])
+    made.global_constant, made.linkage, made.align = True, "private", 64
+    return made
+
+
+def emit_top(module: ir.Module, target: Target, name: str, n: int, k: int) -> ir.Function:
+    """`void name(ptr x, ptr out, i64 rows, tid, threads)`: x f32 [rows, n] -> ids i32 [rows, k], the largest
+    first, of equals the lowest id, NaN last: k passes for the largest that comes after the one before."""
+
+    def row(b: Build, r: Value, x: Value, out: Value) -> None:
+        start, to = b.at(x, b.mul(r, 4 * n)), b.at(out, b.mul(r, 4 * k))
+        whole = n - n % b.lanes
+
+        def pick(j: Value, carried: Sequence[Value]) -> list[Value]:
+            def best(i: Value, found: Value) -> Value:
+                """The better of `found` and the keys at i that are below the previous pick's."""
+                key = _sort_key(b, start, i, found.type)
+                below = b.ir.icmp_unsigned("<", key, _repeated(b, carried[0], key.type))
+                more = b.ir.and_(below, b.ir.icmp_unsigned(">", key, found))
+                return b.ir.select(more, key, found)
+
+            nothing = ir.Constant(b.vec(I64), None)
+            (lanes,) = b.loop(0, whole, b.lanes, [nothing], lambda i, c: [best(i, c[0])])
+            largest = b._reduce(lanes, lambda p, q: b.ir.select(b.ir.icmp_unsigned(">", p, q), p, q))
+            (largest,) = b.loop(whole, n, 1, [largest], lambda i, c: [best(i, c[0])])
+            b.store(b.ir.trunc(b.ir.not_(largest), I32), to, b.mul(j, 4))
+            return [largest]
+
+        b.loop(0, k, 1, [b.i64(-1)], pick)
+
+    return _by_rows(module, target, name, "x out", row)
+
+
+def _repeated(b: Build, value: Value, ty: ir.Type) -> Value:
+    return b.splat(value, ty.count) if isinstance(ty, ir.VectorType) else value
+
+
+def _sort_key(b: Build, row: Value, i: Value, ty: ir.Type) -> Value:
+    """Unsigned numbers that order elements of a row from i on, and never are equal: above, the float's bits
+    made monotonic; below, the complement of its index. `ty`, i64 or a vector of it, says how many."""
+    x = b.load(row, like(ty, F32), b.mul(i, 4))
+    x = b.add(x, 0.0)  # -0 is no less than 0
+    bits = b.bits(x, like(ty, I32))
+    sign = b.ir.ashr(bits, b.const(bits.type, 31))
+    order = b.ir.xor(bits, b.bit_or(sign, 0x80000000))
+    order = b.ir.select(b.ir.fcmp_ordered("ord", x, x), order, b.const(bits.type, 0))
+    index = _repeated(b, b.ir.not_(b.ir.trunc(i, I32)), bits.type)
+    if isinstance(ty, ir.VectorType):
+        index = b.sub(index, list(range(ty.count)))
+    return b.bit_or(b.shl(b.ir.zext(order, ty), 32), b.ir.zext(index, ty))
+
+
+def emit_take(module: ir.Module, target: Target, name: str, n: int, k: int, vector: bool) -> ir.Function:
+    """`void name(ptr x, ptr ids, ptr out, i64 rows, tid, threads)`: out[r, j] = x[r, ids[r, j]], of f32
+    [rows, n] by i32 [rows, k]; where `vector`, x is [n] for all rows. Ids are not checked."""
+
+    def row(b: Build, r: Value, x: Value, ids: Value, out: Value) -> None:
+        source = x if vector else b.at(x, b.mul(r, 4 * n))
+
+        def one(j: Value, _: list[Value]) -> None:
+            at = b.mul(b.add(b.mul(r, k), j), 4)
+            index = b.ir.sext(b.load(ids, I32, at, align=4), I64)
+            b.store(b.load(source, F32, b.mul(index, 4)), out, at)
+
+        b.loop(0, k, 1, [], one)
+
+    return _by_rows(module, target, name, "x ids out", row)
+
+
+def emit_combine(module: ir.Module, target: Target, name: str, used: int, n: int) -> ir.Function:
+    """`void name(ptr x, ptr w, ptr out, i64 rows, tid, threads)`: f32 [rows, used, n] times [rows, used],
+    summed to [rows, n] in order."""
+
+    def row(b: Build, r: Value, x: Value, w: Value, out: Value) -> None:
+        source, to, weights = (b.at(p, b.mul(r, 4 * size)) for p, size in ((x, used * n), (out, n), (w, used)))
+
+        def columns(at: Value, ty: ir.Type) -> None:
+            def add(u: Value, total: list[Value]) -> list[Value]:
+                weight = b.load(weights, F32, b.mul(u, 4))
+                if isinstance(ty, ir.VectorType):
+                    weight = b.splat(weight)
+                value = b.load(b.at(source, b.mul(u, 4 * n)), ty, at)
+                return [b.fma(weight, value, total[0])]
+
+            b.store(b.loop(0, used, 1, [b.const(ty, 0.0)], add)[0], to, at)
+
+        _along(b, n, columns)
+
+    return _by_rows(module, target, name, "x w out", row)

@@ -1,0 +1,133 @@
+"""What programs and threads share in native code: the context's layout, the barrier, the workers' loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from .build import I32, I64, PTR, VOID, Build, Target, Value
+
+SPINS_BEFORE_YIELD = 4096  # at a barrier; then the core is offered to whoever else wants it
+
+
+@dataclass(frozen=True)
+class Field:
+    offset: int
+    pointer: bool = False
+
+
+# The context: one per engine. Counters that threads write to have cache lines of their own.
+FIELDS = {
+    "tokens": Field(0, True),  # i32[rows]
+    "positions": Field(8, True),  # i32[rows]
+    "rows": Field(16),
+    "arena": Field(24, True),
+    "weights": Field(32, True),  # pointers, in the order of the program's layout
+    "planes": Field(40, True),  # pointers to cache planes
+    "capacities": Field(48, True),  # i64: positions each plane has room for
+    "out": Field(56, True),  # f32[rows or 1, vocabulary]
+    "scratch": Field(64, True),
+    "scratch_stride": Field(72),  # bytes between the scratch of two threads
+    "threads": Field(80),
+    "entry": Field(88, True),  # the program the next generation runs; null sends workers home
+    "arrived": Field(128),
+    "barrier": Field(192),  # counts barriers passed
+    "generation": Field(256),  # counts steps started
+}
+CONTEXT_BYTES = 320
+
+
+def _function(module: ir.Module, target: Target, name: str, ret: ir.Type, args: list[ir.Type]) -> tuple[ir.Function, Build]:
+    function = ir.Function(module, ir.FunctionType(ret, args), name)
+    return function, Build(ir.IRBuilder(function.append_basic_block("entry")), target)
+
+
+def _pause(b: Build) -> None:
+    """Tells the core that this is a spin loop."""
+    if b.target.arm:
+        b.intrinsic("llvm.aarch64.hint", VOID, [b.i32(1)])
+    else:
+        b.intrinsic("llvm.x86.sse2.pause", VOID, [])
+
+
+def _spin(b: Build, address: Value, old: Value, turns: Value | None) -> tuple[Value, Value]:
+    """Waits until the counter at `address` is no longer `old`. Gives its value, and whether it changed.
+
+    Without `turns` it waits forever, yielding now and then; with it, it gives up after so many.
+    """
+    function = b.ir.function
+    before = b.ir.block
+    look, again, done = (function.append_basic_block(n) for n in ("look", "again", "seen"))
+    b.ir.branch(look)
+    b.ir.position_at_end(look)
+    turn = b.ir.phi(I64)
+    turn.add_incoming(b.i64(0), before)
+    now = b.ir.load_atomic(address, "acquire", 8, typ=I64)
+    changed = b.ir.icmp_signed("!=", now, old)
+    b.ir.cbranch(changed, done, again)
+    b.ir.position_at_end(again)
+    _pause(b)
+    following = b.add(turn, 1)
+    if turns is not None:
+        b.ir.cbranch(b.ir.icmp_signed("<", following, turns), look, done)
+        latch = again
+    else:
+        due = b.ir.icmp_unsigned("==", b.ir.urem(following, b.i64(SPINS_BEFORE_YIELD)), b.i64(0))
+        with b.ir.if_then(due, likely=False):
+            b.intrinsic("sched_yield", I32, [])
+        latch = b.ir.block
+        b.ir.branch(look)
+    turn.add_incoming(following, latch)
+    b.ir.position_at_end(done)
+    return now, changed
+
+
+def emit_barrier(module: ir.Module, target: Target) -> ir.Function:
+    """`void barrier(ptr context)`: returns when all threads have called it."""
+    function, b = _function(module, target, "barrier", VOID, [PTR])
+    function.linkage = "internal"
+    context = function.args[0]
+    threads = b.load(context, I64, FIELDS["threads"].offset, align=8)
+    with b.ir.if_then(b.ir.icmp_signed(">", threads, b.i64(1))):
+        arrived, passed = (b.at(context, FIELDS[f].offset) for f in ("arrived", "barrier"))
+        old = b.ir.load_atomic(passed, "monotonic", 8, typ=I64)
+        before_me = b.ir.atomic_rmw("add", arrived, b.i64(1), "acq_rel")
+        last = b.ir.icmp_signed("==", before_me, b.sub(threads, 1))
+        with b.ir.if_else(last) as (then, otherwise):
+            with then:
+                b.ir.store_atomic(b.i64(0), arrived, "monotonic", 8)
+                b.ir.store_atomic(b.add(old, 1), passed, "release", 8)
+            with otherwise:
+                _spin(b, passed, old, None)
+    b.ir.ret_void()
+    return function
+
+
+def emit_worker(module: ir.Module, target: Target) -> ir.Function:
+    """`i64 worker(ptr context, i64 tid, i64 seen, i64 spins)`: runs every step started after generation `seen`.
+
+    Returns the last generation it ran when none came for `spins` turns, or at once when there is no program.
+    """
+    function, b = _function(module, target, "worker", I64, [PTR, I64, I64, I64])
+    context, tid, seen, spins = function.args
+    entry = b.ir.block
+    wait, work, call, leave = (function.append_basic_block(n) for n in ("wait", "work", "call", "leave"))
+    b.ir.branch(wait)
+    b.ir.position_at_end(wait)
+    last = b.ir.phi(I64)
+    last.add_incoming(seen, entry)
+    now, changed = _spin(b, b.at(context, FIELDS["generation"].offset), last, spins)
+    b.ir.cbranch(changed, work, leave)
+    b.ir.position_at_end(work)
+    program = b.load(context, I64, FIELDS["entry"].offset, align=8)
+    b.ir.cbranch(b.ir.icmp_unsigned("==", program, b.i64(0)), leave, call)
+    b.ir.position_at_end(call)
+    # The cast gives the builder the callee's signature, which an opaque pointer does not carry.
+    signature = ir.FunctionType(VOID, [PTR, I64])
+    b.ir.call(b.ir.inttoptr(program, signature.as_pointer()), [context, tid])
+    last.add_incoming(now, call)
+    b.ir.branch(wait)
+    b.ir.position_at_end(leave)
+    b.ir.ret(last)
+    return function

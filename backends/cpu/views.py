@@ -1,0 +1,67 @@
+"""Where a value lies: views of buffers as an offset and strides, in elements of the buffer under them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from briolette.compiler.dims import Dim, product
+from briolette.compiler.ir import Node
+from briolette.compiler.plan import is_view
+
+
+@dataclass(frozen=True)
+class View:
+    """A strided window on `base`'s memory. Strides are numbers; the offset may depend on T."""
+
+    base: Node
+    shape: tuple[Dim, ...]
+    strides: tuple[int, ...]
+    offset: Dim
+
+    def row_stride(self) -> int:
+        """Elements from one row of the last axis to the next, where that is the same for all rows."""
+        if len(self.shape) < 2:
+            return 0
+        for axis in range(len(self.shape) - 2):
+            inner = self.shape[axis + 1]
+            if self.shape[axis] != 1 and self.strides[axis] != inner * self.strides[axis + 1]:
+                raise NotImplementedError(f"rows of {list(self.shape)} lie unevenly: {self.strides}")
+        return self.strides[-2]
+
+
+def view_of(item: Node) -> View:
+    """The view a chain of reshapes and slices makes. Raises NotImplementedError where it needs a copy."""
+    if not is_view(item):
+        return View(item, item.shape, _contiguous(item.shape), 0)
+    inner = view_of(item.args[0])
+    if item.op == "slice":
+        axis = item["axis"]
+        return View(inner.base, item.shape, inner.strides, inner.offset + item["start"] * inner.strides[axis])
+    return View(inner.base, item.shape, _reshaped(inner, item.shape), inner.offset)
+
+
+def _contiguous(shape: tuple[Dim, ...]) -> tuple[int, ...]:
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        inner = shape[axis + 1]
+        assert isinstance(inner, int), "only the first axis has a size known at run time"
+        strides[axis] = strides[axis + 1] * inner
+    return tuple(strides)
+
+
+def _reshaped(view: View, shape: tuple[Dim, ...]) -> tuple[int, ...]:
+    """Strides for another shape of the same elements in the same order, without moving any."""
+    if view.strides == _contiguous(view.shape) or product(view.shape) == 1:
+        return _contiguous(shape)
+    kept = [(size, stride) for size, stride in zip(view.shape, view.strides, strict=True) if size != 1]
+    strides: list[int] = []
+    for size in shape:
+        if size == 1:
+            strides.append(0)
+        elif kept and kept[0][0] == size:
+            strides.append(kept.pop(0)[1])
+        else:
+            raise NotImplementedError(f"{list(view.shape)} as {list(shape)} needs a copy")
+    return tuple(strides)
+
+

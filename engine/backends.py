@@ -1,0 +1,18 @@
+"""Backends by name, imported when they are asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import cast
+
+from briolette.backends.base import Backend
+from briolette.compiler.errors import BrioletteError
+
+BACKENDS = {"cpu": "briolette.backends.cpu.engine", "reference": "briolette.backends.reference"}
+
+
+def backend_named(name: str) -> Backend:
+    """The backend of a name. Raises BrioletteError where there is none."""
+    if name not in BACKENDS:
+        raise BrioletteError(f"there is no backend `{name}`; there are {', '.join(BACKENDS)}")
+    return cast(Backend, import_module(BACKENDS[name]))

@@ -1,0 +1,249 @@
+"""A model ready to use: a GGUF file, its architecture, a backend's engine and the file's tokenizer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from briolette.backends.base import Engine, Options, Weights
+from briolette.compiler.errors import BrioletteError
+from briolette.compiler.header import Header
+from briolette.compiler.ir import Module
+from briolette.compiler.ops import CACHE_DTYPES
+from briolette.compiler.pipeline import Trace, front
+from briolette.spec import syntax
+
+from .backends import backend_named
+from .gguf import GgufFile, open_gguf
+from .sampling import Sampler, Sampling, StopStrings
+from .tokenizer import Tokenizer
+
+# Positions a cache has room for unless asked otherwise; memory is taken only as they fill.
+DEFAULT_CONTEXT = 32768
+
+
+def architecture(spec: str | Path | syntax.Architecture | None, header: Header) -> syntax.Architecture:
+    """The syntax tree to use for a file: a given tree, an `.arch` path, a shipped name, or what the file says."""
+    if isinstance(spec, syntax.Architecture):
+        return spec
+    shipped = syntax.shipped()
+    if spec is None:
+        name = header.architecture
+        if name not in shipped:
+            known = ", ".join(shipped)
+            raise BrioletteError(
+                f"{header.source} is of architecture `{name}`, which does not come with briolette (there are "
+                f"{known}); write it as an .arch file and pass it with spec= or --spec"
+            )
+        return syntax.load(shipped[name])
+    if str(spec) in shipped:
+        return syntax.load(shipped[str(spec)])
+    if not Path(spec).exists():
+        raise BrioletteError(f"there is no architecture file {spec}; shipped ones go by name: {', '.join(shipped)}")
+    return syntax.load(spec)
+
+
+def load(
+    path: str | Path,
+    backend: str = "cpu",
+    kv: str | None = None,
+    threads: int | None = None,
+    spec: str | Path | syntax.Architecture | None = None,
+    context: int | None = None,
+    chunk: int = 256,
+) -> Model:
+    """Opens a GGUF file and compiles its architecture against it.
+
+    path: the file, or any shard of a split one. backend: "cpu" or "reference". kv: element type of the KV
+    cache, "f32", "f16" or "bf16" (by default f32 where the weights are, else f16). threads: by default one a
+    core. spec: an architecture file instead of the shipped one. context: the most positions of a sequence.
+    chunk: tokens a prefill step takes. Raises BrioletteError for what cannot be opened, read or compiled.
+    """
+    file = open_gguf(path)
+    tree = architecture(spec, file.header)
+    module = front(tree, file.header)
+    return Model(file, tree, module, backend, options_for(file.header, module, kv, threads, context, chunk))
+
+
+def options_for(
+    header: Header, module: Module, kv: str | None, threads: int | None, context: int | None, chunk: int
+) -> Options:
+    """Checked engine options, with defaults that suit the file and the machine."""
+    if kv is None:
+        plain = all(t.format == "f32" for t in module.tensors if len(t.shape) > 1)
+        kv = "f32" if plain else "f16"
+    if kv not in CACHE_DTYPES:
+        raise BrioletteError(f"there is no KV cache type `{kv}`; there are {', '.join(CACHE_DTYPES)}")
+    threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    limit = header.metadata.get(f"{header.architecture}.context_length")
+    limit = int(limit) if isinstance(limit, int) and limit > 0 else DEFAULT_CONTEXT
+    context = min(limit, DEFAULT_CONTEXT) if context is None else context
+    for name, value in (("threads", threads), ("context", context), ("chunk", chunk)):
+        if not isinstance(value, int) or value < 1:
+            raise BrioletteError(f"{name} must be a positive number, not {value!r}")
+    return Options(context=context, cache=kv, threads=threads, chunk=min(chunk, context))
+
+
+def compile(
+    spec: str | Path | syntax.Architecture,
+    source: Header | str | Path | GgufFile,
+    backend: str = "cpu",
+    kv: str | None = None,
+    threads: int | None = None,
+    context: int | None = None,
+    chunk: int = 256,
+) -> Engine:
+    """An engine for an architecture and a model file; with a `Header` alone it compiles but has no weights to run."""
+    file = open_gguf(source) if isinstance(source, str | Path) else source
+    header = file if isinstance(file, Header) else file.header
+    module = front(architecture(spec, header), header)
+    options = options_for(header, module, kv, threads, context, chunk)
+    weights = Weights(_no_weights) if isinstance(file, Header) else Weights(file.tensor_bytes)
+    return backend_named(backend).compile(module, weights, options)
+
+
+def _no_weights(name: str) -> NDArray[np.uint8]:
+    raise BrioletteError(f"this engine was compiled from a header alone: there is no tensor {name} to run with")
+
+
+class Model:
+    """One model and one KV cache. What the cache holds is reused wherever a new prompt begins with it."""
+
+    def __init__(self, file: GgufFile, tree: syntax.Architecture, module: Module, backend: str, options: Options):
+        self.file, self.tree, self.module, self.options = file, tree, module, options
+        self.backend = backend_named(backend)
+        self.cached: list[int] = []  # the tokens whose keys and values the engine holds
+
+    @cached_property
+    def engine(self) -> Engine:
+        return self.backend.compile(self.module, Weights(self.file.tensor_bytes), self.options)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_gguf(self.file)
+
+    @property
+    def header(self) -> Header:
+        return self.file.header
+
+    @property
+    def vocabulary(self) -> int:
+        size = self.module.outputs[0].shape[-1]
+        assert isinstance(size, int)
+        return size
+
+    @property
+    def chat_template(self) -> str | None:
+        """The file's own jinja template, where it has one."""
+        found = self.header.metadata.get("tokenizer.chat_template")
+        return found if isinstance(found, str) else None
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, with the beginning-of-sequence token if the file asks for it."""
+        return self.tokenizer.encode(text)
+
+    def detokenize(self, ids: Iterable[int]) -> str:
+        """The text of token ids."""
+        return self.tokenizer.decode(ids)
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """float32[T, V]: the logits after each token, in a fresh context."""
+        ids = self._checked(ids)
+        self.cached = []
+        result = self.engine.step(ids, 0, "all")
+        self.cached = list(ids)
+        return result
+
+    def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """float32[V]: the logits after the last token. Only what the cache does not hold yet is computed."""
+        ids = self._checked(ids)
+        start = self.reusable(ids)
+        self.cached = self.cached[:start]  # if the step is interrupted, no more than this is known to be there
+        result = self.engine.step(ids[start:], start)[-1]
+        self.cached = list(ids)
+        return result
+
+    def reusable(self, ids: Sequence[int]) -> int:
+        """How many of `ids` the cache holds; at least the last must be computed, for its logits."""
+        same = 0
+        for ours, wanted in zip(self.cached, ids[:-1], strict=False):
+            if ours != wanted:
+                break
+            same += 1
+        return same if self.engine.rewindable(len(self.cached), same) else 0
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        stop: str | Iterable[str] = (),
+        **sampling: Any,
+    ) -> Iterator[str]:
+        """Text that continues the prompt, one item a token (an item may be empty: half a character waits).
+
+        stop: texts that end the generation and are not part of it. Further sampling options: top_k, top_p,
+        min_p, repeat_penalty, repeat_last_n.
+        """
+        sampler = Sampler(Sampling(temperature=temperature, seed=seed, **sampling))
+        stops = StopStrings([stop] if isinstance(stop, str) else stop)
+        ids = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        if not ids:
+            raise BrioletteError("the prompt is empty, and this model has no beginning-of-sequence token to start from")
+        return self._generate(self._checked(ids), max_tokens, sampler, stops)
+
+    def _generate(self, ids: list[int], max_tokens: int, sampler: Sampler, stops: StopStrings) -> Iterator[str]:
+        ids = list(ids)
+        text = self.tokenizer.stream()
+        if max_tokens < 1:
+            return
+        logits = self.prefill(ids)
+        for left in range(max_tokens - 1, -1, -1):
+            token = sampler.pick(logits, ids)
+            if token in self.tokenizer.stop_ids:
+                break
+            ids.append(token)
+            yield stops.push(text.push(token))
+            if stops.matched is not None or not left or len(ids) > self.options.context:
+                break
+            logits = self._append(token)
+        rest = "" if stops.matched is not None else stops.push(text.flush()) + stops.flush()
+        if rest:
+            yield rest
+
+    def _append(self, token: int) -> NDArray[np.float32]:
+        """The logits after one more token than the cache holds."""
+        result = self.engine.step([token], len(self.cached))[0]
+        self.cached.append(token)
+        return result
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        ids = [int(i) for i in ids]
+        if not ids:
+            raise BrioletteError("there are no tokens to run")
+        wrong = next((i for i in ids if not 0 <= i < self.vocabulary), None)
+        if wrong is not None:
+            raise BrioletteError(f"token id {wrong} is outside the vocabulary of {self.vocabulary}")
+        if len(ids) > self.options.context:
+            raise BrioletteError(
+                f"{len(ids)} tokens do not fit into a context of {self.options.context}; load the model with a larger context"
+            )
+        return ids
+
+    def close(self) -> None:
+        """Ends the engine's threads. A model that is garbage does so by itself."""
+        if "engine" in self.__dict__:
+            self.engine.close()
+
+    def trace(self) -> Trace:
+        """What the compiler does for this model, stage by stage (for `briolette show`)."""
+        trace = Trace()
+        front(self.tree, self.header, trace)
+        return trace
