@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
 
-from briolette.spec import syntax as ast
+from briolette.spec import tree as ast
 from briolette.spec.errors import Span, SpecError
+from briolette.spec.tree import walk
 
 from .header import Header
-
-
-def walk(item: Any) -> Iterator[ast.Syntax]:
-    """Every piece of a syntax tree."""
-    if isinstance(item, tuple):
-        for part in item:
-            yield from walk(part)
-    elif isinstance(item, ast.Syntax):
-        yield item
-        for field in dataclasses.fields(item):
-            yield from walk(getattr(item, field.name))
-
-
-def check_used(tree: ast.Architecture, fail: Callable[..., NoReturn]) -> None:
-    """A parameter that is read from the file and then forgotten is a lost quirk."""
-    used = {n.text for n in walk(tree) if isinstance(n, ast.Name)}
-    # `eps` is what rms() takes where it is given none.
-    used |= {"eps"} if any(isinstance(c, ast.Call) and c.function == "rms" for c in walk(tree)) else set()
-    entries = [(kind, e) for kind in tree.of(ast.Kind) for e in kind.body.lines if isinstance(e, ast.Entry)]
-    for line in [*tree.of(ast.Param), *tree.of(ast.Let), *(e for _, e in entries)]:
-        if line.name not in used:
-            fail(f"`{line.name}` is never used", line.span, "use it, or remove it and `ignore` its key")
 
 
 def check_keys(tree: ast.Architecture, header: Header) -> None:
@@ -46,7 +22,8 @@ def check_keys(tree: ast.Architecture, header: Header) -> None:
         names = ", ".join(prefix + key for key in unread[:5]) + (" …" if len(unread) > 5 else "")
         plural = "keys" if len(unread) > 1 else "key"
         span, near = _nearest(unread[0], mentioned, tree.span)
-        hint = f'the nearest is "{near}"; read the key in the spec, or write: ignore "{unread[0]}"'
+        what = f'read the key in the spec, or write: ignore "{unread[0]}"'
+        hint = f'the nearest is "{near}"; {what}' if near else what
         raise SpecError(f"nothing reads the {plural} {names} of {header.source}", span, tree.source, hint)
 
 
@@ -59,7 +36,8 @@ def check_tensors(tree: ast.Architecture, header: Header, known: set[str]) -> No
         mentioned = {n.text: n.span for n in walk(tree) if isinstance(n, ast.Name)}
         bare = re.sub(r"^blk\.\d+\.|\.weight$", "", unread[0])
         span, near = _nearest(bare, mentioned, tree.span)
-        hint = f"the nearest name in the spec is `{near}`; use `{bare}` where it belongs, or write: ignore {bare}"
+        what = f"use `{bare}` where it belongs, or write in the block: ignore {bare}"
+        hint = f"the nearest name in the spec is `{near}`; {what}" if near else what
         raise SpecError(f"nothing reads {count}{names} of {header.source}", span, tree.source, hint)
 
 

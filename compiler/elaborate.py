@@ -6,18 +6,21 @@ tensor and every metadata key of the architecture must be read, or ignored by na
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from briolette.spec import syntax as ast
+from briolette.spec import tree as ast
+from briolette.spec.check import check
 from briolette.spec.errors import Span, SpecError
 
-from .coverage import check_keys, check_tensors, check_used
+from .coverage import check_keys, check_tensors
 from .dims import Dim, symbol
-from .expressions import LAYER, UNKNOWN, CacheSlot, Evaluator, Frame, Layer, dim_of
+from .expressions import Evaluator
+from .functions import FUNCTIONS
 from .header import Header
 from .ir import Block, Module, Node, Type
 from .ops import node
+from .values import LAYER, UNKNOWN, CacheSlot, Frame, Layer, describe, dim_of, shape_of
 
 TOKENS = symbol("T")
 
@@ -27,7 +30,12 @@ def elaborate(tree: ast.Architecture, header: Header) -> Module:
 
     Raises SpecError, with the spec's line, where the two do not fit each other.
     """
-    return Elaborator(tree, header).module()
+    try:
+        return Elaborator(tree, header).module()
+    except RecursionError:
+        raise SpecError(
+            f"{tree.span.file}: expressions are nested too deeply, or refer to each other"
+        ) from None
 
 
 class Elaborator:
@@ -36,14 +44,19 @@ class Elaborator:
     def __init__(self, tree: ast.Architecture, header: Header):
         self.tree, self.header = tree, header
         if header.architecture and header.architecture != tree.name:
-            raise SpecError(f"{header.source} is of architecture {header.architecture}, the spec is for {tree.name}")
+            hint = f"this spec is for {tree.name}; each architecture has a file of its own"
+            message = f"{header.source} is a model of the architecture {header.architecture}"
+            raise SpecError(message, tree.span, hint=hint)
         self.params = {p.name: p for p in tree.of(ast.Param)}
         self.lets = {p.name: p for p in tree.of(ast.Let)}
         self.kinds = list(tree.of(ast.Kind))
         self.blocks = {b.name: b for b in tree.of(ast.Block)}
-        self.dims: dict[str, Dim | None] = {n: None for d in tree.of(ast.DimDecl) for n in d.names} | {"T": TOKENS}
+        self.dims: dict[str, Dim | None] = {n: None for d in tree.of(ast.DimDecl) for n in d.names}
+        self.dims["T"] = TOKENS
         self.evaluator = Evaluator(self)
         self.known: dict[Any, Any] = {}  # parameters and kinds already evaluated
+        self.computing: dict[Any, None] = {}  # and those being evaluated
+        self.lists: dict[str, int] = {}  # lengths of the lists that per-layer parameters come from
         self.consumed: set[str] = set()
         self.ignored: set[str] = set()
         self.caches: dict[int, tuple[Type, ...]] = {}
@@ -54,18 +67,26 @@ class Elaborator:
         self.now: Layer | None = None  # the layer being elaborated, for messages
 
     def module(self) -> Module:
-        models = list(self.tree.of(ast.Model))
-        if len(models) != 1:
-            raise SpecError(f"{self.tree.span.file}: an architecture has one `model`, this has {len(models)}")
-        check_used(self.tree, self.fail)
-        model, frame = models[0], Frame()
+        check(self.tree)
+        for block in self.blocks.values():
+            if block.name in FUNCTIONS or block.name == "has":
+                self.fail(f"`{block.name}` is a function of the language", block.span, "choose another name")
+        for line in self.tree.of(ast.Require):
+            self.require(line)
+        model, frame = next(self.tree.of(ast.Model)), Frame()
         if len(model.args) != 1:
-            self.fail("model takes one argument, the tokens", model.span)
-        frame.values[model.args[0].name] = node("tokens", rows=TOKENS)
+            self.fail(
+                "model takes one argument, the tokens", model.span, "such as `model(tokens: [T]) -> [T, V]`"
+            )
+        tokens = node("tokens", rows=TOKENS)
+        if model.args[0].shape is not None:
+            self.evaluator.annotate(tokens, model.args[0].shape, frame, model.args[0].span)
+        frame.values[model.args[0].name] = tokens
         result = self.run(model.body, frame)
         if result is None:
             self.fail("model returns nothing", model.span)
         result = self.evaluator.annotate(result, model.result, frame, model.span)
+        self.check_lists()
         check_keys(self.tree, self.header)
         check_tensors(self.tree, self.header, self.consumed | self.ignored)
         return Module(
@@ -82,8 +103,8 @@ class Elaborator:
 
     def fail(self, message: str, span: Span, hint: str = "") -> NoReturn:
         if self.now is not None:
-            kind = self.kind_of(self.now)
-            message += f" (in layer {int(self.now)}{f', {kind}' if kind else ''})"
+            kind = self.known.get(("kind", int(self.now)))
+            message += f" (in layer {int(self.now)}{f', {kind.name}' if kind else ''})"
         raise SpecError(message, span, self.tree.source, hint) from None
 
     def remember(self, made: Node, span: Span) -> None:
@@ -103,14 +124,15 @@ class Elaborator:
             return self.dims[name]
         if self.indexed(name):
             self.fail(f"`{name}` has a value per layer: write `{name}[i]`", span)
-        for declared in (self.params, self.lets):
-            if name in declared:
-                return self._once(name, lambda: self.evaluator.value(declared[name].value, Frame()))
+        declared = self.params.get(name) or self.lets.get(name)
+        if declared is not None:
+            line = declared
+            return self._once(name, lambda: self.evaluator.value(line.value, Frame()), span)
         if frame.layer is not None:
             kind = self._kind(frame.layer)
             for entry in kind.body.lines if kind else ():
                 if isinstance(entry, ast.Entry) and entry.name == name:
-                    return self._once((name, int(frame.layer)), lambda: self._entry(kind, entry, frame.layer))
+                    return self._entry(entry, frame.layer, span)
         return UNKNOWN
 
     def indexed(self, name: str) -> bool:
@@ -119,12 +141,10 @@ class Elaborator:
 
     def per_layer(self, name: str, index: Any, span: Span) -> Any:
         """`KV[i]`: the file's value for a layer, be it one for all or one for each."""
-        if not isinstance(index, int) or isinstance(index, bool):
-            self.fail(f"`{name}` is indexed by a layer number", span)
         if name == "kind":
             return self.kind_of(index)
         declared = self.params.get(name) or self.lets[name]
-        return self._once((name, int(index), type(index)), lambda: self._indexed(declared, index, span))
+        return self._once((name, int(index), type(index)), lambda: self._indexed(declared, index, span), span)
 
     def kind_of(self, layer: int) -> str:
         kind = self._kind(layer)
@@ -141,13 +161,12 @@ class Elaborator:
 
     def read_cache(self, cache: CacheSlot, frame: Frame, span: Span) -> tuple[Node, ...]:
         slot = cache.slot
-        if isinstance(slot, bool) or not isinstance(slot, int):
-            self.fail("a cache slot is a layer number", span)
         if int(slot) in frame.stored:
             return frame.stored[int(slot)]
         types = self.caches.get(int(slot))
         if types is None:
-            self.fail(f"nothing has been stored in cache[{int(slot)}] before this", span)
+            hint = "a layer stores with `cache[i] <- k, v` before it or a later layer reads"
+            self.fail(f"nothing has been stored in cache[{int(slot)}] before this", span, hint)
         at = dim_of(slot)
         return tuple(node("cache", slot=at, plane=p, type=t) for p, t in zip("kv", types, strict=True))
 
@@ -157,11 +176,15 @@ class Elaborator:
 
     # --- blocks and statements -----------------------------------------------------------------------
 
-    def block(self, block: ast.Block, args: list[Any], outer: Frame, span: Span) -> tuple[Block, tuple[Node, ...]]:
+    def block(
+        self, block: ast.Block, args: list[Any], outer: Frame, span: Span
+    ) -> tuple[Block, tuple[Node, ...]]:
         """The block elaborated for these arguments; those that depend on tokens become its parameters."""
         if len(args) != len(block.args):
             names = ", ".join(a.name for a in block.args)
-            self.fail(f"{block.name} takes {len(block.args)} arguments ({names}), not {len(args)}", span)
+            plural = "s" * (len(block.args) != 1)
+            message = f"{block.name} takes {len(block.args)} argument{plural}, not {len(args)}"
+            self.fail(message, span, f"it is {block.name}({names})")
         layer = next((a for a in args if isinstance(a, Layer)), outer.layer)
         frame = Frame(prefix=block.prefix or outer.prefix, layer=layer)
         params: list[Node] = []
@@ -173,8 +196,13 @@ class Elaborator:
                 bound = node("param", name=declared.name, type=value.type)
                 params.append(bound)
                 values.append(value)
-                if declared.shape is not None:
-                    self.evaluator.annotate(bound, declared.shape, frame, span)
+            if declared.shape is not None:
+                shaped = self.evaluator.annotate(bound, declared.shape, frame, span)
+                if shaped is not bound:
+                    self.fail(
+                        f"`{declared.name}` is {shape_of(bound)}, and {block.name} wants another shape",
+                        span,
+                    )
             frame.values[declared.name] = bound
         result = self.run(block.body, frame)
         if result is None:
@@ -197,7 +225,7 @@ class Elaborator:
             match line:
                 case ast.Assign(name=name, value=value, when=when):
                     if when is None or self.evaluator.test(when, frame):
-                        self.assign(name, self.evaluator.value(value, frame), frame, line.span)
+                        self.assign(name, self.evaluator.value(value, frame), frame)
                 case ast.Store():
                     self.store(line, frame)
                 case ast.Branch(test=test, then=then, otherwise=otherwise):
@@ -208,30 +236,34 @@ class Elaborator:
                 case ast.Loop():
                     self.loop(line, frame)
                 case ast.Unread(names=names):
-                    self.ignored |= {self.evaluator.tensor_name(n.text, frame)[1] for n in names}
+                    self.ignored |= {self.evaluator.tensor_name(n.text, frame, n.span)[1] for n in names}
                 case ast.Return(value=value):
                     result = self.evaluator.value(value, frame)
                     if not isinstance(result, Node):
-                        self.fail("a block returns a value that depends on tokens", line.span)
-                    return result
+                        self.fail(
+                            f"a block returns a value that depends on tokens, not {describe(result)}",
+                            line.span,
+                        )
+                    return self.evaluator.plain(result, line.span)
         return None
 
-    def assign(self, name: str, value: Any, frame: Frame, span: Span) -> None:
-        if name in self.params or name in self.lets or name in self.dims:
-            self.fail(f"`{name}` is a parameter of the architecture and cannot be assigned", span)
+    def assign(self, name: str, value: Any, frame: Frame) -> None:
         if isinstance(value, Node) and value.op not in ("param", "weight"):
             self.value_names.setdefault(value, name)
         frame.values[name] = value
 
     def store(self, line: ast.Store, frame: Frame) -> None:
         slot = self.evaluator.value(line.slot, frame)
-        if line.cache != "cache" or len(line.values) != 2:
-            self.fail("a layer stores its keys and values with `cache[i] <- k, v`", line.span)
         if not isinstance(slot, Layer):
-            self.fail("a layer stores into its own cache, cache[i]", line.slot.span)
+            hint = "`i` is the layer that the block is called with"
+            self.fail("a layer stores into its own cache, `cache[i]`", line.slot.span, hint)
+        if int(slot) in self.caches:
+            self.fail(f"cache[{int(slot)}] has been stored already", line.span, "a layer stores once")
         planes = []
         for plane, expr in zip("kv", line.values, strict=True):
-            value = self.evaluator.tensor_arg(self.evaluator.value(expr, frame), plane, expr.span)
+            value = self.evaluator.value_of(self.evaluator.value(expr, frame), "a cache", expr.span)
+            if len(value.shape) != 3:
+                self.fail(f"a cache takes heads [T, H, D], not {shape_of(value)}", expr.span)
             pos = self.position(value.shape[0])
             planes.append(self.evaluator.make("cache_write", line.span, value, pos, slot=LAYER, plane=plane))
         frame.effects += planes
@@ -242,46 +274,84 @@ class Elaborator:
         """`for i in L { x = layer(x, ..., i) }` becomes the layer stack."""
         lines = line.body.lines
         step = lines[0] if len(lines) == 1 else None
-        if not (isinstance(step, ast.Assign) and isinstance(step.value, ast.Call) and step.when is None):
+        call = step.value if isinstance(step, ast.Assign) and step.when is None else None
+        if not isinstance(step, ast.Assign) or not isinstance(call, ast.Call) or call.named:
             self.fail("the body of a loop is one line, such as `x = layer(x, i)`", line.span)
-        block = self.blocks.get(step.value.function)
+        block = self.blocks.get(call.function)
         if block is None:
-            self.fail(f"there is no block `{step.value.function}`", step.value.span)
-        count = self.evaluator.value(line.count, frame)
-        if not isinstance(count, int) or count < 1:
-            self.fail(f"a loop runs a positive number of times, not {count}", line.count.span)
+            self.fail(f"a loop calls a block, and `{call.function}` is none", call.span)
+        if self.layer_count:
+            self.fail("a second loop", line.span, "a model has one stack of layers")
+        count = self.evaluator.integer(
+            self.evaluator.value(line.count, frame), "the number of layers", line.count.span
+        )
         self.layer_count = count
-        table, values = [], ()
+        for expr in call.args:
+            if not isinstance(expr, ast.Name):
+                hint = "give the value a name before the loop, or take its part inside the block"
+                self.fail("a loop passes names", expr.span, hint)
+        table: list[tuple[int, Block]] = []
+        values: tuple[Node, ...] = ()
         for index in range(count):
             self.now = Layer(index)
             inner = Frame({**frame.values, line.variable: self.now}, frame.prefix, self.now)
-            args = [self.evaluator.value(expr, inner) for expr in step.value.args]
-            made, values = self.block(block, args, inner, step.value.span)
-            if not values or values[0] is not frame.values.get(step.name) or made.result.type != values[0].type:
-                self.fail(f"the loop must pass `{step.name}` first and get back the same shape", step.span)
+            args = [self.evaluator.value(expr, inner) for expr in call.args]
+            made, values = self.block(block, args, inner, call.span)
+            if not args or not isinstance(args[0], Node) or args[0] is not frame.values.get(step.name):
+                self.fail(f"a loop passes `{step.name}` on: it must be the first argument", call.span)
+            if made.result.type != values[0].type:
+                shapes = f"{shape_of(values[0])} becomes {shape_of(made.result)}"
+                self.fail(f"a layer keeps the shape of `{step.name}`: {shapes}", call.span)
+            if table and tuple(p.type for p in made.params) != tuple(p.type for p in table[0][1].params):
+                self.fail("every layer takes the same arguments", call.span)
             table.append((index, made))
         self.now = None
         stack = self.evaluator.make("layers", line.span, *values, table=tuple(table))
-        self.assign(step.name, stack, frame, line.span)
+        self.assign(step.name, stack, frame)
 
     # --- parameters and kinds ------------------------------------------------------------------------
 
-    def _once(self, key: Any, compute: Any) -> Any:
+    def require(self, line: ast.Require) -> None:
+        if self.evaluator.test(line.test, Frame()):
+            return
+        names = dict.fromkeys(n.text for n in ast.walk(line.test) if isinstance(n, ast.Name))
+        found = [f"`{n}` is {describe(self.known[n])}" for n in names if n in self.known]
+        self.fail(f"{self.header.source}: {line.why}", line.span, f"here {', '.join(found)}" if found else "")
+
+    def check_lists(self) -> None:
+        """A list has a value per layer: too short is an error where it is read, too long is one here."""
+        for name, length in self.lists.items():
+            if length > self.layer_count:
+                line = self.params.get(name) or self.lets[name]
+                self.fail(f"`{name}` has {length} values for {self.layer_count} layers", line.span)
+
+    def _once(self, key: Any, compute: Callable[[], Any], span: Span) -> Any:
         if key not in self.known:
+            if key in self.computing:
+                name = key if isinstance(key, str) else key[0]
+                self.fail(f"`{name}` depends on itself", span)
+            self.computing[key] = None
             self.known[key] = compute()
+            del self.computing[key]
         return self.known[key]
 
     def _indexed(self, declared: ast.Param | ast.Let, index: int, span: Span) -> Any:
         assert declared.index is not None
         value = self.evaluator.value(declared.value, Frame({declared.index: index}))
         if isinstance(value, list):
-            if not 0 <= index < len(value):
-                self.fail(f"`{declared.name}` has {len(value)} values, layer {int(index)} has none", span)
+            self.lists[declared.name] = len(value)
+            if index >= len(value):
+                hint = f"line {declared.span.line} reads the list"
+                self.fail(
+                    f"`{declared.name}` has {len(value)} values and none for layer {int(index)}", span, hint
+                )
             return value[index]
         return value
 
     def _kind(self, layer: int) -> ast.Kind | None:
-        found: ast.Kind | None = self._once(("kind", int(layer)), lambda: self._find_kind(layer))
+        found: ast.Kind | None = self._once(
+            ("kind", int(layer)), lambda: self._find_kind(layer), self.tree.span
+        )
         return found
 
     def _find_kind(self, layer: int) -> ast.Kind | None:
@@ -290,15 +360,10 @@ class Elaborator:
                 return kind
         return None
 
-    def _entry(self, kind: ast.Kind, wanted: ast.Entry, layer: Layer | None) -> Any:
-        """A kind's entry; entries above it are visible to it."""
-        frame = Frame({"i": layer}) if layer is not None else Frame()
-        for entry in kind.body.lines:
-            assert isinstance(entry, ast.Entry)
-            frame.values[entry.name] = self.evaluator.value(entry.value, frame)
-            if entry is wanted:
-                break
-        return frame.values[wanted.name]
+    def _entry(self, wanted: ast.Entry, layer: Layer, span: Span) -> Any:
+        """A kind's entry in a layer; it sees the other entries."""
+        frame = Frame({"i": layer}, layer=layer)
+        return self._once((wanted.name, int(layer)), lambda: self.evaluator.value(wanted.value, frame), span)
 
     def _kind_table(self) -> Iterable[tuple[str, tuple[int, ...], tuple[tuple[str, Any], ...]]]:
         for kind in self.kinds:
@@ -310,5 +375,7 @@ class Elaborator:
             for entry in kind.body.lines:
                 assert isinstance(entry, ast.Entry)
                 value = self.evaluator.name(entry.name, entry.span, frame)
-                rows.append((entry.name, value["name"] if isinstance(value, Node) and value.op == "weight" else value))
+                rows.append(
+                    (entry.name, value["name"] if isinstance(value, Node) and value.op == "weight" else value)
+                )
             yield kind.name, layers, tuple(rows)

@@ -7,57 +7,23 @@ depends on tokens becomes a node. So every conditional is settled here and none 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from briolette.spec import syntax as ast
-from briolette.spec.errors import Span, SpecError
+from briolette.spec import tree as ast
+from briolette.spec.errors import Span
 
-from .dims import Dim, product, symbol
+from .dims import Affine, Dim, product
+from .functions import FUNCTIONS
 from .ir import Node, Type
 from .ops import TypeRuleError, node
+from .values import UNKNOWN, CacheSlot, Frame, Missing, describe, dim_of, shape_of
 
 if TYPE_CHECKING:
     from .elaborate import Elaborator
 
-LAYER = symbol("i")
-UNKNOWN = object()  # a name that is no parameter, kind entry or dimension
-
-
-class Layer(int):
-    """The index of the layer at hand: a number in conditions, the symbol `i` where it names a tensor or cache slot."""
-
-
-class Missing:
-    """A metadata key the file does not have; only `or` accepts it."""
-
-    def __init__(self, key: str):
-        self.key = key
-
-
-@dataclass(frozen=True)
-class CacheSlot:
-    """`cache[slot]`."""
-
-    slot: int
-
-
-@dataclass
-class Frame:
-    """What is known inside one block while it is elaborated."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    prefix: str = ""  # of tensor names, such as "blk.{i}"
-    layer: Layer | None = None
-    effects: list[Node] = field(default_factory=list)
-    stored: dict[int, tuple[Node, ...]] = field(default_factory=dict)
-
-
-def dim_of(value: Any) -> Dim:
-    """An index as a dimension: the layer at hand stays symbolic."""
-    return LAYER if isinstance(value, Layer) else value
+_LARGEST = 1e38  # of numbers in a spec and in metadata: f32's range
 
 
 class Evaluator:
@@ -73,32 +39,34 @@ class Evaluator:
         found = self.maybe(expr, frame)
         if isinstance(found, Missing):
             arch = self.owner.tree.name
-            self.owner.fail(f'the file has no key "{arch}.{found.key}"', expr.span, self._near_key(found.key))
+            message = f'{self.owner.header.source} has no key "{arch}.{found.key}"'
+            self.owner.fail(message, expr.span, self._near_key(found.key))
         return found
 
     def maybe(self, expr: ast.Expr, frame: Frame) -> Any:
         """As `value`, but a metadata key that is absent gives `Missing`."""
         match expr:
-            case ast.Number():
+            case ast.Number() | ast.Literal():
                 return expr.value
-            case ast.Literal(value=constant):
-                return constant
+            case ast.Text(text=text):
+                return text
             case ast.Key(text=text):
-                full = f"{self.owner.tree.name}.{text}"
-                return self.owner.header.metadata.get(full, Missing(text))
+                found = self.owner.header.metadata.get(f"{self.owner.tree.name}.{text}", Missing(text))
+                return list(found) if isinstance(found, Sequence) and not isinstance(found, str) else found
+            case ast.Name(text="kind"):
+                self.owner.fail("`kind` is asked for a layer", expr.span, "write `kind[i]`")
             case ast.Name(text=name):
                 return self.name(name, expr.span, frame)
             case ast.Binary(op="or"):
                 return self._either(expr, frame)
             case ast.Binary(op="and"):
-                return bool(self.value(expr.left, frame)) and bool(self.value(expr.right, frame))
-            case ast.Binary(op=op):
-                return self._binary(op, self.value(expr.left, frame), self.value(expr.right, frame), expr.span)
+                return self.test(expr.left, frame) and self.test(expr.right, frame)
+            case ast.Binary():
+                return self._binary(expr, self.value(expr.left, frame), self.value(expr.right, frame))
             case ast.Unary(op="not"):
-                return not self.value(expr.value, frame)
+                return not self.test(expr.value, frame)
             case ast.Unary():
-                inner = self.value(expr.value, frame)
-                return self._binary("*", inner, -1, expr.span) if isinstance(inner, Node) else -inner
+                return self._minus(self.value(expr.value, frame), expr)
             case ast.Choose(test=test, yes=yes, no=no):
                 return self.value(yes if self.test(test, frame) else no, frame)
             case ast.Chain(value=inner, call=call):
@@ -111,14 +79,53 @@ class Evaluator:
                 return self._search(expr, frame)
             case ast.Item():
                 return self._item(expr, frame)
-        raise TypeError(type(expr).__name__)
+        self.owner.fail("a range stands alone in a subscript of a value", expr.span)
 
     def test(self, expr: ast.Expr, frame: Frame) -> bool:
         """A condition, which must be known before any token is."""
         found = self.value(expr, frame)
-        if isinstance(found, Node):
+        if isinstance(found, Node | Affine):
             self.owner.fail("a condition cannot depend on the tokens", expr.span)
+        if not isinstance(found, int) or found not in (0, 1):  # files have flags as 0 and 1, too
+            hint = ""
+            if isinstance(expr, ast.Name) or isinstance(found, int):
+                hint = "compare it with something, such as `> 0`; `or` gives another value only to a key"
+            self.owner.fail(f"a condition is true or false, not {describe(found)}", expr.span, hint)
         return bool(found)
+
+    # --- what an argument must be --------------------------------------------------------------------
+
+    def number(self, value: Any, what: str, span: Span, above: float = -math.inf) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.owner.fail(f"{what} must be a number, not {describe(value)}", span)
+        if not above < value or not abs(value) < math.inf:
+            wanted = f"above {above:g}" if math.isfinite(above) else "finite"
+            self.owner.fail(f"{what} must be {wanted}, not {value}", span)
+        return float(value)
+
+    def integer(self, value: Any, what: str, span: Span) -> int:
+        """A whole number from 1."""
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            self.owner.fail(f"{what} must be a whole number from 1, not {describe(value)}", span)
+        return int(value)
+
+    def flag(self, value: Any, what: str, span: Span) -> bool:
+        if not isinstance(value, bool):
+            self.owner.fail(f"{what} must be true or false, not {describe(value)}", span)
+        return value
+
+    def tensor_arg(self, value: Any, what: str, span: Span) -> Node:
+        if not isinstance(value, Node):
+            self.owner.fail(f"{what} takes a value or a tensor, not {describe(value)}", span)
+        return value
+
+    def value_of(self, value: Any, what: str, span: Span) -> Node:
+        """As `tensor_arg`; a stored weight is read as f32."""
+        return self.plain(self.tensor_arg(value, what, span), span)
+
+    def plain(self, value: Node, span: Span) -> Node:
+        """A stored weight as f32, where it is used as a value and not as a matrix."""
+        return self.make("dequant", span, value) if value.type.dtype == "stored" else value
 
     # --- names and tensors ---------------------------------------------------------------------------
 
@@ -128,96 +135,160 @@ class Evaluator:
         found = self.owner.lookup(name, frame, span)
         return self.tensor(name, span, frame) if found is UNKNOWN else found
 
+    def declared(self, name: str, frame: Frame, span: Span) -> bool:
+        return name in frame.values or self.owner.lookup(name, frame, span) is not UNKNOWN
+
     def tensor(self, name: str, span: Span, frame: Frame) -> Node:
         """The weight a bare name stands for: `attn_q` is `blk.3.attn_q.weight` in layer 3."""
-        template, full = self.tensor_name(name, frame)
+        template, full = self.tensor_name(name, frame, span)
         info = self.owner.header.tensors.get(full)
         if info is None:
             known = [*frame.values, *self.owner.names()]
-            near = difflib.get_close_matches(name, known, 1, 0.75) or difflib.get_close_matches(
-                full, list(self.owner.header.tensors), 1, 0.85
-            )
-            hint = f"did you mean `{near[0]}`?" if near else f"`has({name})` tells whether a file has it"
-            self.owner.fail(f"`{name}` is no name here, and the file has no tensor {full}", span, hint)
+            near = difflib.get_close_matches(name, known, 1, 0.75)
+            hint = f"did you mean `{near[0]}`?" if near else self._near_tensor(name, full)
+            message = f"`{name}` has no value here, and {self.owner.header.source} has no tensor {full}"
+            self.owner.fail(message, span, hint)
         self.owner.consumed.add(full)
         # Block form leaves the storage format open, so that layers that differ in it alone stay one block.
         return self.make("weight", span, name=template, type=Type(info.shape, "stored"))
 
-    def tensor_name(self, name: str, frame: Frame) -> tuple[str, str]:
+    def tensor_name(self, name: str, frame: Frame, span: Span) -> tuple[str, str]:
         """A tensor's name with `{i}` for the layer, and as the file at hand spells it."""
         tensor = name if name.endswith((".scale", ".bias")) else f"{name}.weight"
         template = f"{frame.prefix}.{tensor}" if frame.prefix else tensor
-        return template, template.replace("{i}", str(int(frame.layer or 0)))
+        if "{i}" not in template:
+            return template, template
+        if frame.layer is None:
+            hint = "a block with `at` is called with the layer, such as `layer(x, i)` in a loop"
+            self.owner.fail(f"which layer is {template} of?", span, hint)
+        return template, template.replace("{i}", str(int(frame.layer)))
 
-    def has(self, call: ast.Call, frame: Frame) -> bool:
-        if len(call.args) != 1 or not isinstance(call.args[0], ast.Name):
-            self.owner.fail("has() takes the name of one tensor", call.span)
-        return self.tensor_name(call.args[0].text, frame)[1] in self.owner.header.tensors
+    def _has(self, call: ast.Call, frame: Frame, piped: bool) -> bool:
+        if piped or len(call.args) != 1 or call.named or not isinstance(call.args[0], ast.Name):
+            self.owner.fail("has takes the name of one tensor", call.span, "such as has(attn_v)")
+        return self.tensor_name(call.args[0].text, frame, call.span)[1] in self.owner.header.tensors
+
+    def _near_tensor(self, name: str, full: str) -> str:
+        near = difflib.get_close_matches(full, list(self.owner.header.tensors), 1, 0.85)
+        return f"did you mean `{near[0]}`?" if near else f"`has({name})` tells whether a file has it"
+
+    def _near_key(self, key: str) -> str:
+        arch = self.owner.tree.name
+        present = [k.removeprefix(f"{arch}.") for k in self.owner.header.metadata if k.startswith(f"{arch}.")]
+        near = difflib.get_close_matches(key, present, 1, 0.7)
+        return f'did you mean "{near[0]}"?' if near else f'write `"{key}" or VALUE` if files may leave it out'
 
     # --- operators -----------------------------------------------------------------------------------
 
     def make(self, op: str, span: Span, /, *args: Node, **attrs: Any) -> Node:
         """A node that remembers its spec line; type errors point there."""
-        with self.reporting(span):
+        try:
             made = node(op, *args, **attrs)
+        except TypeRuleError as error:
+            self.owner.fail(str(error), span)
+        except (
+            TypeError,
+            ValueError,
+            IndexError,
+            AttributeError,
+        ):  # a type rule that met a rank it does not know
+            shapes = ", ".join(str(arg.type) for arg in args)
+            self.owner.fail(f"{op} is not defined for {shapes}", span)
         self.owner.remember(made, span)
         return made
 
-    @contextmanager
-    def reporting(self, span: Span) -> Iterator[None]:
-        try:
-            yield
-        except TypeRuleError as error:
-            self.owner.fail(str(error), span)
-
     def _either(self, expr: ast.Binary, frame: Frame) -> Any:
+        if not _reads_keys(expr.left):
+            return self.test(expr.left, frame) or self.test(expr.right, frame)
         left = self.maybe(expr.left, frame)
-        if isinstance(left, bool):
-            return left or bool(self.value(expr.right, frame)) if not _reads_keys(expr.left) else left
         return self.maybe(expr.right, frame) if isinstance(left, Missing) else left
 
-    def _binary(self, op: str, left: Any, right: Any, span: Span) -> Any:
+    def _minus(self, value: Any, expr: ast.Unary) -> Any:
+        if isinstance(value, Node):
+            return self.make("mul", expr.span, self.plain(value, expr.span), self._const(-1, expr.span))
+        if isinstance(value, Affine):
+            return value * -1
+        self._needs_number(value, "-", expr.value.span)
+        return -value
+
+    def _binary(self, expr: ast.Binary, left: Any, right: Any) -> Any:
+        op, span = expr.op, expr.span
+        sides = (left, right)
         if op in ("==", "!="):
-            same = left is right if isinstance(left, Node) or isinstance(right, Node) else left == right
-            return same is (op == "==")
-        if isinstance(left, Node) or isinstance(right, Node):
+            if any(isinstance(side, Node | Affine) for side in sides) and None not in sides:
+                self.owner.fail(
+                    "a condition cannot depend on the tokens", span, "only `none` can be compared with it"
+                )
+            return (left is right if None in sides else bool(left == right)) is (op == "==")
+        if any(isinstance(side, Node) for side in sides):
             if op not in _NODE_OPS:
                 self.owner.fail(f"`{op}` is for numbers, not for values that depend on tokens", span)
-            a, b = (x if isinstance(x, Node) else self._number(x, span) for x in (left, right))
-            return self.make(_NODE_OPS[op], span, self.plain(a, span), self.plain(b, span))
-        if left is None or right is None or isinstance(left, str) or isinstance(right, str):
-            self.owner.fail(f"`{op}` needs numbers; one side is {_describe(left if left is None or isinstance(left, str) else right)}", span)
+            places = zip(sides, (expr.left.span, expr.right.span), strict=True)
+            return self.make(_NODE_OPS[op], span, *(self._operand(side, op, place) for side, place in places))
+        for side, place in ((left, expr.left.span), (right, expr.right.span)):
+            if not isinstance(side, Affine):
+                self._needs_number(side, op, place)
+        if any(isinstance(side, Affine) for side in sides):
+            return self._size(op, left, right, span)
+        return self._arithmetic(op, left, right, span)
+
+    def _arithmetic(self, op: str, left: Any, right: Any, span: Span) -> Any:
+        if op == "**" and abs(right) > 200:
+            self.owner.fail(f"the exponent {right} is too large", span)
         try:
-            return _NUMBER_OPS[op](left, right)
+            result = _NUMBER_OPS[op](left, right)
         except ZeroDivisionError:
             self.owner.fail("division by zero", span)
+        except OverflowError:
+            result = math.inf
+        if isinstance(result, complex) or not abs(result) <= _LARGEST:
+            self.owner.fail(f"{left} {op} {right} is no number a model could use", span)
+        return result
 
-    def _number(self, value: Any, span: Span) -> Node:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.owner.fail(f"a number is needed here, not {_describe(value)}", span)
+    def _size(self, op: str, left: Any, right: Any, span: Span) -> Dim:
+        """Arithmetic on a size that is known only at run time, such as T + 1."""
+        both = isinstance(left, Affine) and isinstance(right, Affine)
+        whole = all(isinstance(side, int | Affine) for side in (left, right))
+        if op not in ("+", "-", "*") or not whole or (op == "*" and both):
+            self.owner.fail(f"`{left} {op} {right}` is not known before the program runs", span)
+        size: Dim = _NUMBER_OPS[op](left, right)
+        return size
+
+    def _operand(self, value: Any, op: str, span: Span) -> Node:
+        if isinstance(value, Node):
+            return self.plain(value, span)
+        self._needs_number(value, op, span)
+        return self._const(value, span)
+
+    def _const(self, value: float, span: Span) -> Node:
         return self.make("const", span, value=float(value))
 
-    def plain(self, value: Node, span: Span) -> Node:
-        """A stored weight as f32, where it is used as a value and not as a matrix."""
-        return self.make("dequant", span, value) if value.type.dtype == "stored" else value
+    def _needs_number(self, value: Any, op: str, span: Span) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.owner.fail(f"`{op}` needs numbers, and this is {describe(value)}", span)
 
     # --- shapes --------------------------------------------------------------------------------------
 
-    def shape(self, exprs: tuple[ast.Expr, ...], frame: Frame) -> list[Dim | str]:
+    def _sizes(self, exprs: tuple[ast.Expr, ...], frame: Frame) -> list[Dim | str]:
         """Sizes of an annotation; a `dim` that is not known yet stays a name."""
         sizes: list[Dim | str] = []
         for expr in exprs:
             if isinstance(expr, ast.Name) and self.owner.unknown_dim(expr.text):
                 sizes.append(expr.text)
-            else:
-                sizes.append(self.value(expr, frame))
+                continue
+            size = self.value(expr, frame)
+            if not isinstance(size, Affine):
+                size = self.integer(size, "a size", expr.span)
+            sizes.append(size)
         return sizes
 
     def annotate(self, value: Any, exprs: tuple[ast.Expr, ...], frame: Frame, span: Span) -> Node:
         """Checks a shape; a value of the same size in another shape is reshaped."""
         if not isinstance(value, Node):
-            self.owner.fail(f"only values that depend on tokens have a shape, and this is {_describe(value)}", span)
-        wanted = self.shape(exprs, frame)
+            self.owner.fail(
+                f"only a value that depends on tokens has a shape, and this is {describe(value)}", span
+            )
+        wanted = self._sizes(exprs, frame)
         if len(wanted) == len(value.shape):
             for place, size in enumerate(wanted):
                 if isinstance(size, str):
@@ -226,92 +297,110 @@ class Evaluator:
         shape = tuple(size for size in wanted if not isinstance(size, str))
         if shape == value.shape:
             return value
-        fits = len(shape) == len(wanted) and shape[:1] == value.shape[:1]
+        fits = len(shape) == len(wanted) and shape[:1] == value.shape[:1] and value.type.dtype != "stored"
         if fits:
             try:
                 fits = product(shape) == product(value.shape)
-            except (ValueError, TypeError):
+            except ValueError:
                 fits = False
         if not fits:
             text = ", ".join(map(str, wanted))
-            self.owner.fail(f"this is [{', '.join(map(str, value.shape))}], the annotation says [{text}]", span, _weights_of(value))
+            message = f"this is {shape_of(value)}, the annotation says [{text}]"
+            self.owner.fail(message, span, _weights_of(value))
         return self.make("reshape", span, value, shape=shape)
 
     # --- subscripts ----------------------------------------------------------------------------------
 
     def _item(self, expr: ast.Item, frame: Frame) -> Any:
-        if isinstance(expr.value, ast.Name) and expr.value.text == "cache":
-            return CacheSlot(self.value(expr.subscripts[0], frame))
-        if isinstance(expr.value, ast.Name) and self.owner.indexed(expr.value.text):
-            index = self.value(expr.subscripts[0], frame)
-            return self.owner.per_layer(expr.value.text, index, expr.span)
+        if isinstance(expr.value, ast.Name) and expr.value.text not in frame.values:
+            name = expr.value.text
+            if name == "cache":
+                return CacheSlot(self._layer(expr, frame))
+            if self.owner.indexed(name):
+                return self.owner.per_layer(name, self._layer(expr, frame), expr.span)
         value = self.value(expr.value, frame)
         if not isinstance(value, Node):
-            self.owner.fail(f"{_describe(value)} has no parts; a per-layer parameter is declared `param NAME[i]`", expr.span)
+            hint = "a parameter with a value per layer is declared `param NAME[i]`"
+            self.owner.fail(f"{describe(value)} has no parts", expr.span, hint)
         if len(expr.subscripts) > len(value.shape):
-            self.owner.fail(f"{len(expr.subscripts)} subscripts for {list(value.shape)}", expr.span)
+            self.owner.fail(f"{len(expr.subscripts)} subscripts for {shape_of(value)}", expr.span)
         dropped = 0
         for place, sub in enumerate(expr.subscripts):
             axis = place - dropped
-            size = value.shape[axis]
             if isinstance(sub, ast.Range):
-                start = self.value(sub.start, frame) if sub.start else 0
-                stop = self.value(sub.stop, frame) if sub.stop else size
-                if (start, stop) != (0, size):
-                    value = self.make("slice", expr.span, value, axis=axis, start=start, stop=stop)
-            else:
-                at = dim_of(self.value(sub, frame))
-                value = self.make("slice", expr.span, value, axis=axis, start=at, stop=at + 1)
-                shape = (*value.shape[:axis], *value.shape[axis + 1 :])
-                value = self.make("reshape", expr.span, value, shape=shape)
-                dropped += 1
+                value = self._part(value, axis, sub, frame, expr.span)
+                continue
+            at = self.value(sub, frame)
+            size = value.shape[axis]
+            if isinstance(at, bool) or not isinstance(at, int):
+                self.owner.fail(f"a subscript is a whole number, not {describe(at)}", sub.span)
+            if isinstance(size, int) and not 0 <= at < size:
+                self.owner.fail(f"there is no part {int(at)} of {size}", sub.span, "parts are counted from 0")
+            at = dim_of(at)
+            value = self.make("slice", expr.span, value, axis=axis, start=at, stop=at + 1)
+            shape = (*value.shape[:axis], *value.shape[axis + 1 :])
+            value = self.make("reshape", expr.span, value, shape=shape)
+            dropped += 1
         return value
+
+    def _part(self, value: Node, axis: int, sub: ast.Range, frame: Frame, span: Span) -> Node:
+        """`value[start:stop]` along one axis."""
+        size = value.shape[axis]
+        bounds: list[Any] = []
+        for bound, default in ((sub.start, 0), (sub.stop, size)):
+            found = default if bound is None else self.value(bound, frame)
+            if isinstance(found, bool) or not isinstance(found, int | Affine):
+                place = span if bound is None else bound.span
+                self.owner.fail(f"a range goes between whole numbers, not {describe(found)}", place)
+            bounds.append(found if isinstance(found, Affine) else int(found))
+        start, stop = bounds
+        if (start, stop) == (0, size):
+            return value
+        return self.make("slice", span, value, axis=axis, start=start, stop=stop)
+
+    def _layer(self, expr: ast.Item, frame: Frame) -> int:
+        """The one subscript of a per-layer parameter or of `cache`."""
+        sub = expr.subscripts[0]
+        index = None if len(expr.subscripts) > 1 or isinstance(sub, ast.Range) else self.value(sub, frame)
+        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+            what = (
+                describe(index) if index is not None else "a range" if isinstance(sub, ast.Range) else "this"
+            )
+            self.owner.fail(f"a layer is a whole number from 0, not {what}", sub.span)
+        return index
 
     def _search(self, expr: ast.Search, frame: Frame) -> int:
         bound = self.value(expr.bound, frame)
-        for j in reversed(range(int(bound))):
+        if isinstance(bound, bool) or not isinstance(bound, int) or bound > 100_000:
+            self.owner.fail(f"the bound is a number of layers, not {describe(bound)}", expr.bound.span)
+        for j in reversed(range(bound)):
             inner = Frame({**frame.values, expr.variable: j}, frame.prefix, frame.layer)
             if self.test(expr.test, inner):
                 return j
-        return self.owner.fail(f"no {expr.variable} below {bound} passes the test", expr.span)
+        self.owner.fail(f"no {expr.variable} below {int(bound)} passes the test", expr.span)
 
     # --- calls ---------------------------------------------------------------------------------------
 
     def call(self, call: ast.Call, frame: Frame, first: tuple[ast.Expr, ...], span: Span) -> Any:
         if call.function == "has":
-            return self.has(call, frame)
+            return self._has(call, frame, bool(first))
+        block, function = self.owner.blocks.get(call.function), FUNCTIONS.get(call.function)
+        if block is None and function is None:
+            near = difflib.get_close_matches(call.function, [*FUNCTIONS, *self.owner.blocks, "has"], 1)
+            hint = (
+                f"did you mean `{near[0]}`?"
+                if near
+                else f"there are {', '.join(sorted([*FUNCTIONS, 'has']))}"
+            )
+            self.owner.fail(f"there is no function or block `{call.function}`", call.span, hint)
         args = [self.value(expr, frame) for expr in (*first, *call.args)]
         named = {key: self.value(expr, frame) for key, expr in call.named}
-        if len(named) != len(call.named):
-            self.owner.fail("an argument is given twice", call.span)
-        block = self.owner.blocks.get(call.function)
         if block is not None:
             if named:
                 self.owner.fail("blocks take their arguments by position", call.span)
             return self.owner.call_block(block, args, frame, span)
-        function = FUNCTIONS.get(call.function)
-        if function is None:
-            near = difflib.get_close_matches(call.function, [*FUNCTIONS, *self.owner.blocks, "has"], 1)
-            hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(sorted(FUNCTIONS))}"
-            self.owner.fail(f"there is no function or block `{call.function}`", call.span, hint)
-        try:
-            return function(self, span, frame, *args, **named)
-        except TypeError as error:
-            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-                raise
-            text = str(error).split("()", 1)[-1].strip()
-            self.owner.fail(f"{call.function}: {text}", call.span)
-
-    def tensor_arg(self, value: Any, what: str, span: Span) -> Node:
-        if not isinstance(value, Node):
-            self.owner.fail(f"{what} must be a value or a tensor, not {_describe(value)}", span)
-        return value
-
-    def _near_key(self, key: str) -> str:
-        arch = self.owner.tree.name
-        present = [k.removeprefix(f"{arch}.") for k in self.owner.header.metadata if k.startswith(f"{arch}.")]
-        near = difflib.get_close_matches(key, present, 1, 0.7)
-        return f'did you mean "{near[0]}"?' if near else f'write `"{key}" or VALUE` if files may leave it out'
+        assert function is not None
+        return function.call(self, span, frame, args, named)
 
 
 _NODE_OPS = {"+": "add", "-": "sub", "*": "mul", "/": "div"}
@@ -332,15 +421,9 @@ _NUMBER_OPS: dict[str, Callable[[Any, Any], Any]] = {
 
 def _reads_keys(expr: ast.Expr) -> bool:
     """Whether `or` after this expression means "or else", rather than the logical or."""
-    return isinstance(expr, ast.Key) or (isinstance(expr, ast.Binary) and expr.op == "or" and _reads_keys(expr.right))
-
-
-def _describe(value: Any) -> str:
-    if value is None:
-        return "`none`"
-    if isinstance(value, CacheSlot):
-        return f"cache {int(value.slot)}"
-    return f"the list of {len(value)} values" if isinstance(value, list) else repr(value)
+    return isinstance(expr, ast.Key) or (
+        isinstance(expr, ast.Binary) and expr.op == "or" and _reads_keys(expr.right)
+    )
 
 
 def _weights_of(value: Node) -> str:
@@ -350,91 +433,7 @@ def _weights_of(value: Node) -> str:
     if value.op == "linear":
         w = value.args[1]
         size = "x".join(map(str, w.shape))
-        return f"{w.get('name', 'the weight')} is {size}" if w.op == "weight" else f"the weight slice is {size}"
+        return (
+            f"{w.get('name', 'the weight')} is {size}" if w.op == "weight" else f"the weight slice is {size}"
+        )
     return ""
-
-
-# --- the functions of the language --------------------------------------------------------------------
-
-
-def _rms(e: Evaluator, span: Span, frame: Frame, x: Any, w: Any = None, eps: Any = None) -> Node:
-    x = e.plain(e.tensor_arg(x, "rms", span), span)
-    eps = e.name("eps", span, frame) if eps is None else eps
-    weights = () if w is None else (e.plain(e.tensor_arg(w, "the weight of rms", span), span),)
-    return e.make("rms_norm", span, x, *weights, eps=float(eps))
-
-
-def _linear(e: Evaluator, span: Span, frame: Frame, x: Any, w: Any, ids: Any = None) -> Node:
-    x, w = e.tensor_arg(x, "linear", span), e.tensor_arg(w, "the weight of linear", span)
-    if ids is not None:
-        return e.make("expert_linear", span, x, w, e.tensor_arg(ids, "expert ids", span))
-    flat = product(x.shape[1:]) if len(x.shape) > 2 else None
-    if flat is not None and x.shape[-1] != w.shape[-1] and flat == w.shape[-1]:
-        x = e.make("reshape", span, x, shape=(x.shape[0], flat))  # heads side by side
-    return e.make("linear", span, x, w)
-
-
-def _rope(
-    e: Evaluator,
-    span: Span,
-    frame: Frame,
-    x: Any,
-    theta: Any,
-    dims: Any = None,
-    freqs: Any = None,
-    scale: Any = 1.0,
-    interleaved: Any = False,
-) -> Node:
-    x = e.tensor_arg(x, "rope", span)
-    dims = x.shape[-1] if dims is None else int(dims)
-    rest = () if freqs is None else (e.plain(e.tensor_arg(freqs, "freqs", span), span),)
-    attrs = {"theta": float(theta), "dims": dims, "scale": float(scale), "interleaved": bool(interleaved)}
-    return e.make("rope", span, x, e.owner.position(x.shape[0]), *rest, **attrs)
-
-
-def _attend(
-    e: Evaluator, span: Span, frame: Frame, q: Any, cache: Any, scale: Any, window: Any = None, softcap: Any = None
-) -> Node:
-    q = e.tensor_arg(q, "the query", span)
-    if not isinstance(cache, CacheSlot):
-        e.owner.fail("attend reads a cache: attend(q, cache[i], scale=...)", span)
-    k, v = e.owner.read_cache(cache, frame, span)
-    attrs = {"scale": float(scale), "window": window, "softcap": float(softcap) if softcap else None}
-    return e.make("attend", span, q, k, v, e.owner.position(q.shape[0]), **attrs)
-
-
-def _embed(e: Evaluator, span: Span, frame: Frame, table: Any, ids: Any) -> Node:
-    return e.make("embed", span, e.tensor_arg(table, "the table", span), e.tensor_arg(ids, "the ids", span))
-
-
-def _softcap(e: Evaluator, span: Span, frame: Frame, x: Any, cap: Any) -> Node:
-    return e.make("softcap", span, e.tensor_arg(x, "softcap", span), cap=float(cap))
-
-
-def _top(e: Evaluator, span: Span, frame: Frame, x: Any, k: Any) -> Node:
-    return e.make("top", span, e.tensor_arg(x, "top", span), k=int(k))
-
-
-def _isbool(e: Evaluator, span: Span, frame: Frame, value: Any) -> bool:
-    """Whether a metadata value is a flag; converters write patterns as flags or as a period."""
-    return isinstance(value, bool)
-
-
-def _pointwise(op: str) -> Callable[..., Node]:
-    def build(e: Evaluator, span: Span, frame: Frame, *args: Any) -> Node:
-        return e.make(op, span, *(e.plain(e.tensor_arg(a, op, span), span) for a in args))
-
-    return build
-
-
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "rms": _rms,
-    "linear": _linear,
-    "rope": _rope,
-    "attend": _attend,
-    "embed": _embed,
-    "softcap": _softcap,
-    "top": _top,
-    "isbool": _isbool,
-    **{name: _pointwise(name) for name in ("gelu", "silu", "tanh", "exp", "softmax", "sum", "take", "combine")},
-}

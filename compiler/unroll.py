@@ -82,6 +82,7 @@ class _Inliner:
 
 def bind(module: Module, values: dict[str, Dim]) -> Module:
     """The module with symbols fixed, such as T = 1 for a decode step."""
+
     def visit(item: Node, args: tuple[Node, ...]) -> Node:
         attrs = {key: substitute_attr(value, values) for key, value in attributes(item).items()}
         return node(item.op, *args, **attrs)

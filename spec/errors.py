@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 
@@ -43,13 +44,27 @@ def render(message: str, span: Span | None, source: str | None, hint: str = "") 
     if span is None:
         return message + (f"\n  {hint}" if hint else "")
     lines = [f"{span}: {message}"]
-    if source is not None:
-        text = source.splitlines()
-        if 0 < span.line <= len(text):
-            line = text[span.line - 1]
-            end = span.end_col if span.end_line == span.line else len(line) + 1
-            lines.append("  " + line)
-            lines.append("  " + " " * (span.col - 1) + "^" * max(1, end - span.col))
+    text = source.split("\n") if source is not None else []
+    if 0 < span.line <= len(text) and text[span.line - 1].strip():
+        line = text[span.line - 1].rstrip()
+        end = span.end_col if span.end_line == span.line else len(line) + 1
+        before, under = line[: span.col - 1], line[span.col - 1 : end - 1]
+        margin = " " * (span.col - 1 - len(before))  # a span may start past the end of its line
+        lines.append("  " + line.replace("\t", "    "))
+        lines.append("  " + " " * _width(before) + margin + "^" * max(1, _width(under)))
     if hint:
         lines.append(f"  {hint}")
     return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal a text takes; tabs are shown as four spaces."""
+    return sum(_columns(char) for char in text)
+
+
+def _columns(char: str) -> int:
+    if char == "\t":
+        return 4
+    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in ("W", "F") else 1

@@ -7,41 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .syntax import (
-    Annotate,
-    Arch,
-    Architecture,
-    Arg,
-    Assign,
-    Binary,
-    Block,
-    Body,
-    Branch,
-    Call,
-    Chain,
-    Choose,
-    DimDecl,
-    Entry,
-    Expr,
-    IgnoreKeys,
-    Item,
-    Key,
-    Kind,
-    Let,
-    Line,
-    Literal,
-    Loop,
-    Model,
-    Name,
-    Number,
-    Param,
-    Range,
-    Return,
-    Search,
-    Store,
-    Unary,
-    Unread,
-)
+from . import tree as t
 
 # How tightly each form binds; a part that binds more loosely than its place allows gets parentheses.
 CHOOSE, PIPE, OR, AND, NOT, COMPARE, SUM, PRODUCT, MINUS, POWER, ATOM = range(11)
@@ -55,12 +21,12 @@ _WIDTH = 110
 _INDENT = "  "
 
 
-def format(tree: Architecture) -> str:
+def format(tree: t.Architecture) -> str:
     """The canonical text of an architecture."""
     rows: list[_Row] = []
     for line in tree.lines:
         _line(line, 0, rows)
-    rows += [_Row(0, "", f"# {text}" if text else "") for text in tree.closing]
+    rows += [_Row(0, "", text) for text in tree.closing]
     return _align(rows)
 
 
@@ -103,25 +69,27 @@ def _runs(rows: list[_Row], belongs: object) -> Iterable[list[_Row]]:
         yield run
 
 
-def _line(line: Line, depth: int, rows: list[_Row]) -> None:
-    rows += [_Row(depth, "", f"# {text}" if text else "") for text in line.lead]
-    tail = f"# {line.tail}" if line.tail else ""
+def _line(line: t.Line, depth: int, rows: list[_Row]) -> None:
+    rows += [_Row(depth, "", text) for text in line.lead]
+    tail = line.tail
     match line:
-        case Param(name=name, index=index, value=value):
+        case t.Param(name=name, index=index, value=value):
             left = f"param {name}[{index}] " if index else f"param {name} "
             rows.append(_Row(depth, f"{left}= {expression(value)}", tail, len(left)))
-        case Kind():
-            _kind(line, depth, rows, tail)
-        case Block():
-            at = f' at "{line.prefix}"' if line.prefix else ""
+        case t.Kind(name=name, test=test):
+            head = f"kind {name} " + (f"when {expression(test)}" if test else "otherwise")
+            _short(head, line.body, depth, rows, tail)
+        case t.Block():
+            at = f' at "{line.prefix}"' if line.prefix is not None else ""
             head = f"block {line.name}({_args(line.args)}) -> {_shape(line.result)}{at}"
             _braces(head, line.body, depth, rows, tail)
-        case Model():
+        case t.Model():
             _braces(f"model({_args(line.args)}) -> {_shape(line.result)}", line.body, depth, rows, tail)
-        case Loop():
-            _braces(f"for {line.variable} in {expression(line.count)}", line.body, depth, rows, tail)
-        case Branch():
-            head = f"if {expression(line.test, OR)}"
+        case t.Loop():
+            head = f"for {line.variable} in {expression(line.count)}"
+            _short(head, line.body, depth, rows, tail, most=1)
+        case t.Branch():
+            head = f"if {expression(line.test)}"
             if line.otherwise is None:
                 _braces(head, line.then, depth, rows, tail)
             else:
@@ -132,101 +100,112 @@ def _line(line: Line, depth: int, rows: list[_Row]) -> None:
             rows.append(_Row(depth, _simple(line), tail))
 
 
-def _simple(line: Line) -> str:
+def _simple(line: t.Line) -> str:
     match line:
-        case Arch(name=name):
+        case t.Arch(name=name):
             return f"arch {name}"
-        case Let(name=name, index=index, value=value):
+        case t.Let(name=name, index=index, value=value):
             return f"let {name}{f'[{index}]' if index else ''} = {expression(value)}"
-        case DimDecl(names=names):
+        case t.DimDecl(names=names):
             return f"dim {', '.join(names)}"
-        case IgnoreKeys(keys=keys):
+        case t.IgnoreKeys(keys=keys):
             return "ignore " + ", ".join(expression(key) for key in keys)
-        case Entry(name=name, value=value):
+        case t.Require(test=test, why=why):
+            return f"require {expression(test)}, '{why}'"
+        case t.Entry(name=name, value=value):
             return f"{name} = {expression(value)}"
-        case Assign(name=name, value=value, when=when):
+        case t.Assign(name=name, value=value, when=when):
             return f"{name} = {expression(value)}" + (f" when {expression(when, OR)}" if when else "")
-        case Store(cache=cache, slot=slot, values=values):
+        case t.Store(cache=cache, slot=slot, values=values):
             return f"{cache}[{expression(slot)}] <- " + ", ".join(expression(v) for v in values)
-        case Unread(names=names):
+        case t.Unread(names=names):
             return "ignore " + ", ".join(name.text for name in names)
-        case Return(value=value):
+        case t.Return(value=value):
             return f"return {expression(value)}"
     raise TypeError(type(line).__name__)
 
 
-def _kind(line: Kind, depth: int, rows: list[_Row], tail: str) -> None:
-    head = f"kind {line.name} " + (f"when {expression(line.test, OR)}" if line.test else "otherwise")
-    entries = line.body.lines
-    plain = not line.body.opening and not line.body.closing and not any(e.lead or e.tail for e in entries)
-    short = f"{head} {{ {'; '.join(_simple(e) for e in entries)} }}"
-    if plain and len(short) <= _WIDTH:
-        rows.append(_Row(depth, short, tail))
-    else:
-        _braces(head, line.body, depth, rows, tail)
+def _short(head: str, body: t.Body, depth: int, rows: list[_Row], tail: str, most: int = 100) -> None:
+    """A body of up to `most` short statements stays on one line, where no comment keeps it from that."""
+    lines = body.lines
+    plain = not (body.opening or body.closing or any(line.lead or line.tail for line in lines))
+    if (
+        plain
+        and lines
+        and len(lines) <= most
+        and not any(isinstance(line, t.Branch | t.Loop) for line in lines)
+    ):
+        short = f"{head} {{ {'; '.join(_simple(line) for line in lines)} }}"
+        if len(_INDENT * depth + short) <= _WIDTH:
+            rows.append(_Row(depth, short, tail))
+            return
+    _braces(head, body, depth, rows, tail)
 
 
-def _braces(head: str, body: Body, depth: int, rows: list[_Row], tail: str) -> None:
-    rows.append(_Row(depth, head + " {", f"# {body.opening}" if body.opening else ""))
+def _braces(head: str, body: t.Body, depth: int, rows: list[_Row], tail: str) -> None:
+    rows.append(_Row(depth, head + " {", body.opening))
     for line in body.lines:
         _line(line, depth + 1, rows)
-    rows += [_Row(depth + 1, "", f"# {text}" if text else "") for text in body.closing]
+    rows += [_Row(depth + 1, "", text) for text in body.closing]
     rows.append(_Row(depth, "}", tail))
 
 
-def _args(args: Iterable[Arg]) -> str:
+def _args(args: Iterable[t.Arg]) -> str:
     return ", ".join(a.name + (f": {_shape(a.shape)}" if a.shape is not None else "") for a in args)
 
 
-def _shape(shape: Iterable[Expr]) -> str:
+def _shape(shape: Iterable[t.Expr]) -> str:
     return f"[{', '.join(expression(e) for e in shape)}]"
 
 
-def expression(value: Expr, place: int = CHOOSE) -> str:
+def expression(value: t.Expr, place: int = CHOOSE) -> str:
     """The text of an expression; `place` is how tightly its surroundings bind."""
     text, binds = _expression(value)
     return text if binds >= place else f"({text})"
 
 
-def _expression(value: Expr) -> tuple[str, int]:
+def _expression(value: t.Expr) -> tuple[str, int]:
     match value:
-        case Number(text=text) | Name(text=text):
+        case t.Number(text=text) | t.Name(text=text):
             return text, ATOM
-        case Literal(value=constant):
+        case t.Literal(value=constant):
             return {None: "none", True: "true", False: "false"}[constant], ATOM
-        case Key(text=text):
+        case t.Key(text=text):
             return f'"{text}"', ATOM
-        case Unary(op="not", value=inner):
+        case t.Text(text=text):
+            return f"'{text}'", ATOM
+        case t.Unary(op="not", value=inner):
             return f"not {expression(inner, NOT)}", NOT
-        case Unary(op=op, value=inner):
+        case t.Unary(op=op, value=inner):
             return f"{op}{expression(inner, MINUS)}", MINUS
-        case Binary(op="**", left=left, right=right):
+        case t.Binary(op="**", left=left, right=right):
             return f"{expression(left, ATOM)} ** {expression(right, MINUS)}", POWER
-        case Binary(op=op, left=left, right=right):
+        case t.Binary(op=op, left=left, right=right):
             binds = _BINDS[op]
             # Comparisons do not chain; everything else groups to the left.
-            return f"{expression(left, binds + (binds == COMPARE))} {op} {expression(right, binds + 1)}", binds
-        case Choose(test=test, yes=yes, no=no):
+            first = expression(left, binds + (binds == COMPARE))
+            return f"{first} {op} {expression(right, binds + 1)}", binds
+        case t.Choose(test=test, yes=yes, no=no):
             return f"{expression(yes, PIPE)} if {expression(test, OR)} else {expression(no)}", CHOOSE
-        case Call():
+        case t.Call():
             return _call(value), ATOM
-        case Chain(value=inner, call=call):
+        case t.Chain(value=inner, call=call):
             return f"{expression(inner, PIPE)} |> {_call(call)}", PIPE
-        case Annotate(value=inner, shape=shape):
+        case t.Annotate(value=inner, shape=shape):
             return f"{expression(inner, PIPE)} : {_shape(shape)}", PIPE
-        case Search(variable=name, bound=bound, test=test):
+        case t.Search(variable=name, bound=bound, test=test):
             return f"last({name} < {expression(bound, SUM)} : {expression(test, OR)})", ATOM
-        case Range(start=start, stop=stop):
+        case t.Range(start=start, stop=stop):
             return f"{_bound(start)}:{_bound(stop)}", ATOM
-        case Item(value=inner, subscripts=subs):
-            return f"{expression(inner, ATOM)}[{', '.join(expression(s) for s in subs)}]", ATOM
+        case t.Item(value=inner, subscripts=subs):
+            return f"{expression(inner, ATOM)}[{', '.join(expression(s, OR) for s in subs)}]", ATOM
     raise TypeError(type(value).__name__)
 
 
-def _call(call: Call) -> str:
+def _call(call: t.Call) -> str:
     parts = [expression(a) for a in call.args] + [f"{k}={expression(v)}" for k, v in call.named]
     return f"{call.function}({', '.join(parts)})"
 
 
-def _bound(value: Expr | None) -> str:
+def _bound(value: t.Expr | None) -> str:
     return "" if value is None else expression(value, OR)

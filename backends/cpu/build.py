@@ -244,7 +244,7 @@ class Build:
             function = ir.Function(self.module, ir.FunctionType(ret, [a.type for a in args]), full)
         return self.ir.call(function, args)
 
-    def _reduce(self, vector: Value, combine: Callable[[Value, Value], Value]) -> Value:
+    def reduce(self, vector: Value, combine: Callable[[Value, Value], Value]) -> Value:
         """Halve by shuffles until one is left: a fixed order, so every target adds alike."""
         while (n := lanes_of(vector) // 2) >= 1:
             vector = combine(self.slice(vector, 0, n), self.slice(vector, n, n))
@@ -252,10 +252,10 @@ class Build:
 
     def reduce_add(self, vector: Value) -> Value:
         """The sum of the lanes (a power of two), halves added pairwise."""
-        return self._reduce(vector, self.add)
+        return self.reduce(vector, self.add)
 
     def reduce_max(self, vector: Value) -> Value:
-        return self._reduce(vector, self.max)
+        return self.reduce(vector, self.max)
 
     # -- memory --
 

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from llvmlite import ir
 
 from briolette.backends import formats
@@ -247,7 +246,6 @@ class _Program:
     def rope_table(self, item: Node) -> None:
         inverse = inverse_frequencies(item["theta"], item["dims"], 1.0)
         scale, half, has_freqs = item.get("scale", 1.0), item["dims"] // 2, len(item.args) > 1
-        inverse = inverse if has_freqs else inverse * np.float32(scale)
         key = f"{item['theta']} {item['dims']} {scale} {has_freqs}"
         self.small(item, key, lambda name: small.emit_rope_table(self.module, self.target, name, half, has_freqs, inverse, scale))
 

@@ -96,8 +96,8 @@ def emit_barrier(module: ir.Module, target: Target) -> ir.Function:
         last = b.ir.icmp_signed("==", before_me, b.sub(threads, 1))
         with b.ir.if_else(last) as (then, otherwise):
             with then:
-                b.ir.store_atomic(b.i64(0), arrived, "monotonic", 8)
-                b.ir.store_atomic(b.add(old, 1), passed, "release", 8)
+                b.ir.atomic_rmw("xchg", arrived, b.i64(0), "monotonic")
+                b.ir.atomic_rmw("add", passed, b.i64(1), "release")
             with otherwise:
                 _spin(b, passed, old, None)
     b.ir.ret_void()

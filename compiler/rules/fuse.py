@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from ..ir import Block, Module, Node, Rebuilder, carry, topological, users
+from ..ir import Block, Module, Node, carry, topological, users
 from ..ops import OPS, node, with_args
 
 PRODUCTS = {"linear": "linear", "expert_linear": "experts"}
@@ -44,15 +44,21 @@ class _Fuser:
         self.roots = frozenset(module.roots)
         self.blocks: dict[tuple[object, ...], Block] = {}
         self.counts: Counter[str] = Counter()
-        self.kept = {n for n in topological(module.roots) if self.materialised(n)}
+        self.order = topological(module.roots)
+        self.place = {item: i for i, item in enumerate(self.order)}
+        self.kept = {n for n in self.order if self.materialised(n)}
+        self.groups = self.grouped()
 
     def run(self) -> Module:
-        rebuild = Rebuilder(lambda item, args: item)
-        for item in topological(self.module.roots):
-            rebuild.done[item] = self.kernel(item, rebuild.done)
-        outputs = tuple(rebuild.done[n] for n in self.module.outputs)
-        effects = tuple(rebuild.done[n] for n in self.module.effects)
-        return replace(self.module, outputs=outputs, effects=effects, **carry(self.module, rebuild.done))
+        done: dict[Node, Node] = {}
+        for item in self.order:
+            if item in self.groups:
+                done[item] = self.fused(*self.groups[item], item, done)
+            elif item in self.kept or item.op in LEAVES:
+                done[item] = with_args(item, tuple(done[arg] for arg in item.args))
+        outputs = tuple(done[n] for n in self.module.outputs)
+        effects = tuple(done[n] for n in self.module.effects)
+        return replace(self.module, outputs=outputs, effects=effects, **carry(self.module, done))
 
     # --- which values get a buffer ---------------------------------------------------------------------
 
@@ -82,25 +88,29 @@ class _Fuser:
 
     # --- kernels ---------------------------------------------------------------------------------------
 
-    def kernel(self, item: Node, done: dict[Node, Node]) -> Node:
-        if item not in self.kept:
-            # Inside a kernel, or a leaf; if a kernel turns out not to take it in, it stands alone.
-            if item.op in LEAVES:
-                return with_args(item, tuple(done[a] for a in item.args))
-            return item
+    def grouped(self) -> dict[Node, tuple[str, frozenset[Node]]]:
+        """Each kernel's root with its family and what it computes.
+
+        A value whose reader's kernel turns out not to take it in gets a buffer after all.
+        """
+        while True:
+            groups = {item: found for item in self.order if item in self.kept and (found := self.group(item))}
+            taken = frozenset().union(*(inside for _, inside in groups.values()))
+            lost = {n for n in self.order if n not in self.kept and n not in taken and n.op not in LEAVES}
+            if not lost:
+                return groups
+            self.kept |= lost
+
+    def group(self, item: Node) -> tuple[str, frozenset[Node]] | None:
+        """The kernel that ends in `item`; None for an op that has a kernel of its own, or is a view."""
         if item.op in PRODUCTS:
-            return self.fused(PRODUCTS[item.op], item, frozenset({item}), done)
+            return PRODUCTS[item.op], frozenset({item})
         if item.op == "cache_write":
-            inside = self.inside_rows(item, item.args[0])
-            return self.fused("rows", item, inside | {item}, done)
-        if elementwise(item):
-            found = self.inside_products(item)
-            if found is not None:
-                family, inside = found
-                return self.fused(family, item, inside, done)
-        if rowwise(item):
-            return self.fused("rows", item, self.inside_rows(item, item), done)
-        return with_args(item, tuple(done[a] for a in item.args))
+            return "rows", self.inside_rows(item.args[0]) | {item}
+        if not rowwise(item):
+            return None
+        products = self.inside_products(item) if elementwise(item) else None
+        return products or ("rows", self.inside_rows(item))
 
     def inside_products(self, root: Node) -> tuple[str, frozenset[Node]] | None:
         """Products of one input, and the elementwise ops between them and `root`, if that is all there is."""
@@ -124,24 +134,23 @@ class _Fuser:
         alike = all((p.op, p.args[0], p.args[2:]) == (first.op, first.args[0], first.args[2:]) for p in products)
         return (PRODUCTS[first.op], frozenset(inside)) if alike else None
 
-    def inside_rows(self, root: Node, start: Node) -> frozenset[Node]:
-        """The rowwise ops that `root`'s kernel computes, those of one level of shared values included."""
-        inside: set[Node] = {start} if rowwise(start) else set()
-        pending = [(arg, 1) for arg in start.args] if rowwise(start) else []
+    def inside_rows(self, start: Node) -> frozenset[Node]:
+        """The rowwise ops that a kernel over `start`'s rows computes, those of one level of shared values too."""
+        inside: set[Node] = set()
+        pending = [(start, 1)] if rowwise(start) else []
         while pending:
             item, budget = pending.pop()
             if item.op in LEAVES or item in inside or not rowwise(item):
                 continue
-            if item in self.kept:
-                again = budget > 0 and item.shape == start.shape and self.inside_products(item) is None
-                if not again:
+            if item in self.kept and item is not start:
+                if budget == 0 or item.shape != start.shape or self.inside_products(item) is not None:
                     continue
                 budget -= 1
             inside.add(item)
             pending += [(arg, budget) for arg in item.args]
         return frozenset(inside)
 
-    def fused(self, family: str, root: Node, inside: frozenset[Node], done: dict[Node, Node]) -> Node:
+    def fused(self, family: str, inside: frozenset[Node], root: Node, done: dict[Node, Node]) -> Node:
         """A node that stands for `inside`, its operands what `inside` reads from elsewhere."""
         args: dict[Node, Node] = {}
         body: dict[Node, Node] = {}
@@ -153,9 +162,8 @@ class _Fuser:
                 args[value] = node("param", name=f"p{len(args)}", type=done[value].type)
             return args[value]
 
-        for item in topological([root]):
-            if item in inside:
-                body[item] = with_args(item, tuple(body[a] if a in inside else param(a) for a in item.args))
+        for item in sorted(inside, key=self.place.__getitem__):
+            body[item] = with_args(item, tuple(body[a] if a in inside else param(a) for a in item.args))
         content = (family, tuple(args.values()), body[root])
         if content not in self.blocks:
             self.counts[family] += 1

@@ -1,5 +1,5 @@
-"""Causal attention over a ring-buffered KV cache, with a softmax that runs along (Milakov and Gimelshein 2018,
-algorithm 3): scores of a tile of positions are made, exponentiated and multiplied with V before the next tile.
+"""Causal attention over a ring-buffered KV cache, with an online softmax (Milakov and Gimelshein 2018,
+algorithm 3): a tile of positions is scored, exponentiated and multiplied with V before the next tile.
 
 A thread works on an *item*: some tokens and some heads of one KV group, so at most a few dozen vectors of q
 that share every K and V row loaded. Their state lies in the thread's scratch:
@@ -26,6 +26,7 @@ TILE = 64  # positions: K and V of a tile stay in L2, V of a tile and a few colu
 QUERIES = 32  # vectors of q in an item, where tokens are there to fill it
 BLOCK = 4  # positions whose scores are computed together
 LOWEST = -3.4028234663852886e38  # a maximum of nothing: finite, because it is subtracted from itself
+PARAMETERS = ("q", "k", "v", "pos", "out", "scratch", "capacity", "rows", "tid", "threads")
 WIDTHS = {"f32": 4, "f16": 2, "bf16": 2}
 
 
@@ -60,7 +61,7 @@ class Attend:
 
     @cached_property
     def scratch(self) -> dict[str, tuple[int, int]]:
-        """Byte offset of every array in scratch and bytes from one query's part to the next's; "" is the end."""
+        """Where each array of scratch begins, and the bytes from one query to the next; "" is the end."""
         sizes = {"q": _padded(self.key_size), "out": _padded(self.value_size), "scores": TILE}
         strides = {name: 4 * n for name, n in sizes.items()}
         strides |= {"peak": 4, "total": 4, "fade": 4, "first": 8, "last": 8}
@@ -86,11 +87,12 @@ def emit_attend(module: ir.Module, target: Target, name: str, spec: Attend) -> i
 
     q: f32 [rows, heads, key_size], rows `q_stride` apart. k: [groups, capacity, key_size], v: [groups,
     capacity, value_size], position p in slot p % capacity. pos: i32 [rows], in any order. out: f32 [rows,
-    heads, value_size]. scratch: `scratch_bytes` of this thread's own. Every thread writes its own part of out.
-    What lies in slots between the lowest and the highest position seen must be finite, even if no row sees it.
+    heads, value_size]. scratch: `scratch_bytes` of this thread's own. Threads write disjoint parts of out.
+    Slots of all positions from the lowest to the highest that a row sees must hold finite numbers, even those
+    that no row sees (there are such only where `pos` has gaps). The rest of the ring is not read.
     """
     function = ir.Function(module, ir.FunctionType(VOID, [PTR] * 6 + [I64] * 4), name)
-    for argument, label in zip(function.args, "q k v pos out scratch capacity rows tid threads".split(), strict=True):
+    for argument, label in zip(function.args, PARAMETERS, strict=True):
         argument.name = label
     b = Build(ir.IRBuilder(function.append_basic_block()), target)
     kernel = _Kernel(b, spec, *function.args[:7])
@@ -140,7 +142,8 @@ class _Row:
                 one = b.load(ptr, self.stored, at * self.width)
                 vector = b.ir.insert_element(vector, one, b.i32(at))
             else:
-                part = b.shuffle(b.load(ptr, b.vec(self.stored, n), at * self.width), [i % n for i in range(lanes)])
+                part = b.load(ptr, b.vec(self.stored, n), at * self.width)
+                part = b.shuffle(part, [i % n for i in range(lanes)])
                 mask = [lanes + i - at if at <= i < at + n else i for i in range(lanes)]
                 vector = b.shuffle(vector, mask, part)
             at += n
@@ -183,7 +186,18 @@ class _Item:
 
 
 class _Kernel:
-    def __init__(self, b: Build, spec: Attend, q, k, v, pos, out, scratch, capacity: Value):
+    def __init__(
+        self,
+        b: Build,
+        spec: Attend,
+        q: Value,
+        k: Value,
+        v: Value,
+        pos: Value,
+        out: Value,
+        scratch: Value,
+        capacity: Value,
+    ):
         self.b, self.spec, self.capacity = b, spec, capacity
         self.q, self.k, self.v, self.pos, self.out, self.scratch = q, k, v, pos, out, scratch
         self.keys = _Row(b, spec.key_dtype, spec.key_size)
@@ -201,7 +215,7 @@ class _Kernel:
         b, share = self.b, self.spec.share
         first, last = split(b, b.i64(self.spec.heads), tid, threads)
 
-        def turn(group, _):
+        def turn(group: Value, _: list[Value]) -> None:
             start = b.mul(group, share)
             head = self._larger(first, start)
             heads = b.sub(self._smaller(last, b.add(start, share)), head)
@@ -222,7 +236,7 @@ class _Kernel:
         blocks = self._quotient_up(rows, size)
         items = b.mul(blocks, groups)
 
-        def turn(i, _):
+        def turn(i: Value, _: list[Value]) -> None:
             back = b.ir.icmp_unsigned("!=", b.bit_and(i, 1), b.i64(0))
             mine = b.ir.select(back, b.sub(b.sub(threads, 1), tid), tid)
             item = b.add(b.mul(i, threads), mine)
@@ -243,10 +257,10 @@ class _Kernel:
         stop, capacity = b.add(high, 1), self.capacity
         stride = b.mul(item.group, capacity)
 
-        def lap(start, _):
+        def lap(start: Value, _: list[Value]) -> None:
             """The ring once round: positions start .. start + capacity lie in slots 0 .. capacity."""
 
-            def tile(p, _):
+            def tile(p: Value, _: list[Value]) -> None:
                 slot = b.add(stride, b.sub(p, start))
                 count = self._smaller(b.sub(end, p), b.i64(TILE))
                 keys = b.at(self.k, b.mul(slot, self.keys.stride))
@@ -265,7 +279,7 @@ class _Kernel:
         """Copy q into scratch and start every query; the lowest and the highest position seen."""
         b, spec = self.b, self.spec
 
-        def row(r, seen):
+        def token(r: Value, seen: list[Value]) -> list[Value]:
             at = b.add(item.row, r)
             last = b.ir.sext(b.load(self.pos, I32, b.mul(at, 4), align=4), I64)
             first = b.i64(0)
@@ -273,35 +287,38 @@ class _Kernel:
                 first = self._larger(b.sub(last, spec.window - 1), first)
             source = b.at(self.q, b.mul(at, 4 * spec.q_stride))
 
-            def head(h, _):
+            def head(h: Value, _: list[Value]) -> None:
                 i = b.add(b.mul(r, item.heads), h)
                 given = b.at(source, b.mul(b.add(item.head, h), self.queries.stride))
                 copy, out = self.place("q", i), self.place("out", i)
-                self.queries.each(lambda j, part: self.queries.store(self.queries.load(given, j, part), copy, j))
-                self.values.each(lambda j, part: self.values.store(b.zeros(), out, j))
-                for name, value in (("peak", b.f32(LOWEST)), ("total", b.f32(0.0)), ("first", first), ("last", last)):
-                    b.store(value, self.place(name, i), align=4)
+                row = self.queries
+                row.each(lambda j, partial: row.store(row.load(given, j, partial), copy, j))
+                self.values.each(lambda j, partial: self.values.store(b.zeros(), out, j))
+                b.store(b.f32(LOWEST), self.place("peak", i), align=4)
+                b.store(b.f32(0.0), self.place("total", i), align=4)
+                b.store(first, self.place("first", i), align=8)
+                b.store(last, self.place("last", i), align=8)
 
             b.loop(0, item.heads, 1, [], head)
             return [self._smaller(seen[0], first), self._larger(seen[1], last)]
 
-        return b.loop(0, item.rows, 1, [b.i64((1 << 63) - 1), b.i64(-1)], row)
+        return b.loop(0, item.rows, 1, [b.i64((1 << 63) - 1), b.i64(-1)], token)
 
     def score(self, item: _Item, keys: Value, values: Value, count: Value) -> None:
         """scores = q K^T of a tile. Beyond `count`, up to whole blocks, positions repeat the last one."""
         b = self.b
 
-        def block(j, _):
+        def block(j: Value, _: list[Value]) -> None:
             last = b.sub(count, 1)
             coming = b.at(values, b.mul(j, self.values.stride))
             rows = [
                 b.at(keys, b.mul(self._smaller(b.add(j, i), last), self.keys.stride)) for i in range(BLOCK)
             ]
 
-            def some(q, n):
+            def some(q: Value, n: int) -> None:
                 starts = [self.place("q", b.add(q, i)) for i in range(n)]
 
-                def products(d, sums, partial=False):
+                def products(d: int | Value, sums: list[Value], partial: bool = False) -> list[Value]:
                     self.ask(coming, d, BLOCK * self.values.stride, self.keys.whole)
                     ks = [self.keys.load(row, d, partial) for row in rows]
                     sums = list(sums)
@@ -327,13 +344,13 @@ class _Kernel:
         b, spec, lanes = self.b, self.spec, self.b.lanes
         counting = b.const(b.vec(I32), list(range(lanes)))
 
-        def query(q, _):
+        def query(q: Value, _: list[Value]) -> None:
             scores = self.place("scores", q)
             first = self._larger(b.sub(b.load(self.place("first", q), I64), p), b.i64(0))
             last = self._smaller(b.add(b.sub(b.load(self.place("last", q), I64), p), 1), count)
             first, last = (b.splat(b.ir.trunc(v, I32)) for v in (first, last))
 
-            def scale(j, carried):
+            def scale(j: Value, carried: list[Value]) -> list[Value]:
                 at = b.mul(j, 4)
                 s = b.mul(b.load(scores, b.vec(F32), at), spec.scale)
                 if spec.softcap is not None:
@@ -350,7 +367,7 @@ class _Kernel:
             fade = exp(b, b.sub(before, peak))
             top = b.splat(peak)
 
-            def power(j, carried):
+            def power(j: Value, carried: list[Value]) -> list[Value]:
                 at = b.mul(j, 4)
                 s = b.sub(b.load(scores, b.vec(F32), at), top)
                 # What would be subnormal counts for nothing, but would be slow to multiply with.
@@ -366,16 +383,16 @@ class _Kernel:
         b.loop(0, item.n, 1, [], query)
 
     def accumulate(self, item: _Item, values: Value, count: Value, coming: Value) -> None:
-        """out = out * fade + exponentials V, some vectors of each row at a time so that they stay in registers."""
+        """out = out * fade + exponentials V, as many columns at a time as stay in registers."""
         b, row = self.b, self.values
 
-        def some_columns(e, width, partial=False):
-            def some(q, n):
+        def some_columns(e: Value, width: int, partial: bool = False) -> None:
+            def some(q: Value, n: int) -> None:
                 outs = [self.place("out", b.add(q, i)) for i in range(n)]
                 weights = [self.place("scores", b.add(q, i)) for i in range(n)]
                 fades = [b.splat(b.load(self.place("fade", b.add(q, i)), F32)) for i in range(n)]
 
-                def add(j, sums):
+                def add(j: Value, sums: list[Value]) -> list[Value]:
                     at = b.at(values, b.mul(j, row.stride))
                     self.ask(b.at(coming, b.mul(j, self.keys.stride)), e, self.keys.stride, row.whole, width)
                     ps = [b.splat(b.load(w, F32, b.mul(j, 4))) for w in weights]
@@ -386,11 +403,13 @@ class _Kernel:
                             sums[i * width + c] = b.fma(p, v, sums[i * width + c])
                     return sums
 
+                # The tile is summed by itself: fewer roundings than adding each position to the whole.
+                tile = b.loop(0, count, 1, [b.zeros()] * (n * width), add)
                 columns = [b.mul(b.add(e, c), 4 * b.lanes) for c in range(width)]
-                olds = [b.mul(b.load(o, b.vec(F32), c), f) for o, f in zip(outs, fades, strict=True) for c in columns]
-                sums = b.loop(0, count, 1, olds, add)
-                for s, (o, c) in zip(sums, [(o, c) for o in outs for c in columns], strict=True):
-                    b.store(s, o, c)
+                places = [b.at(out, column) for out in outs for column in columns]
+                for i, (place, new) in enumerate(zip(places, tile, strict=True)):
+                    old = b.load(place, b.vec(F32))
+                    b.store(b.fma(old, fades[i // width], new), place)
 
             self.in_blocks(item.n, some)
 
@@ -403,14 +422,14 @@ class _Kernel:
         """out / total, to where it belongs."""
         b, spec = self.b, self.spec
 
-        def row(r, _):
-            def head(h, _):
+        def token(r: Value, _: list[Value]) -> None:
+            def head(h: Value, _: list[Value]) -> None:
                 i = b.add(b.mul(r, item.heads), h)
                 total = b.splat(b.load(self.place("total", i), F32))
                 at = b.add(b.mul(b.add(item.row, r), spec.heads), b.add(item.head, h))
                 to, source = b.at(self.out, b.mul(at, 4 * spec.value_size)), self.place("out", i)
 
-                def vector(j, partial):
+                def vector(j: int | Value, partial: bool) -> None:
                     at = b.mul(b.i64(j) if isinstance(j, int) else j, 4 * b.lanes)
                     self.values.store(b.div(b.load(source, b.vec(F32), at), total), to, j, partial)
 
@@ -418,14 +437,14 @@ class _Kernel:
 
             b.loop(0, item.heads, 1, [], head)
 
-        b.loop(0, item.rows, 1, [], row)
+        b.loop(0, item.rows, 1, [], token)
 
     # -- helpers --
 
     def ask(self, ptr: Value, part: int | Value, size: int, parts: int, count: int = 1) -> None:
-        """Prefetch parts `part` to `part + count`, of `parts`, of `size` bytes: for one token every byte comes
-        from memory and is used once, so V comes while scores are made and the next keys while V is used."""
-        if self.spec.single and not isinstance(part, int):
+        """Prefetch `count` of the `parts` of `size` bytes. A single token uses each byte once, from memory:
+        V had better arrive while scores are made, and the next tile's K while V is multiplied."""
+        if self.spec.single and parts and not isinstance(part, int):
             span = -(-size // parts)
             self.b.prefetch(ptr, self.b.mul(part, span), span * count)
 
@@ -453,7 +472,7 @@ class _Kernel:
 
 
 def _columns(n: int, most: int) -> list[tuple[int, int, int]]:
-    """(first, last, width): n vectors in as few parts as `most` allows, wider ones first, equal if possible."""
+    """(first, last, width): n vectors in as few parts as `most` allows, equal or the wider ones first."""
     parts = -(-n // most)
     if parts == 0:
         return []

@@ -251,7 +251,7 @@ class _Emitter:
             signs = b.const(turned.type, [-1.0, 1.0] * lanes)
             self.store(b.add(b.mul(values, cos), b.mul(turned, signs)), column)
 
-        self.columns(half, neighbours if self.root["interleaved"] else halves, [])
+        self.columns(half, neighbours if self.root.get("interleaved") else halves, [])
 
         def copy(column: Value, lanes: int, carried: list[Value]) -> None:
             at = b.add(column, 2 * half)

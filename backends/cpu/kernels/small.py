@@ -48,11 +48,11 @@ def emit_rope_table(
 ) -> ir.Function:
     """`void name(ptr pos, [ptr freqs,] ptr out, i64 rows, tid, threads)`: out f32 [rows, half, 2] = cos, sin.
 
-    The angle is pos * (inverse[i] / freqs[i] * scale), every operation rounded to f32 as in
-    `briolette.compiler.ops.inverse_frequencies`, from which `inverse` comes without factors and without scale
-    (or with the scale in it, where there are no factors). cos and sin are the C library's, of doubles.
+    Every operation on angles is rounded to f32 as in `briolette.compiler.ops`. Without factors the angle is
+    pos * inverse[i]: `inverse` has the scale in it, and `scale` is not used. With factors the scale comes after
+    them, pos * (inverse[i] / freqs[i] * scale). cos and sin are the C library's, of doubles.
     """
-    base = _table(module, f".{name}.inverse", inverse)
+    base, factor = _table(module, f".{name}.inverse", inverse), float(np.float32(scale))
 
     def row(b: Build, r: Value, pos: Value, *rest: Value) -> None:
         freqs, out = rest if has_freqs else (None, rest[0])
@@ -62,8 +62,8 @@ def emit_rope_table(
         def pair(i: Value, _: list[Value]) -> None:
             turn = b.load(base, F32, b.mul(i, 4), align=4)
             if freqs is not None:
-                turn = b.div(turn, b.load(freqs, F32, b.mul(i, 4)))
-            angle = b.ir.fpext(b.mul(position, b.mul(turn, b.const(F32, float(np.float32(scale))))), F64)
+                turn = b.mul(b.div(turn, b.load(freqs, F32, b.mul(i, 4))), factor)
+            angle = b.ir.fpext(b.mul(position, turn), F64)
             for j, function in enumerate(("cos", "sin")):
                 value = b.ir.fptrunc(b.intrinsic(function, F64, [angle]), F32)
                 b.store(value, to, b.add(b.mul(i, 8), 4 * j))
@@ -100,7 +100,7 @@ def emit_top(module: ir.Module, target: Target, name: str, n: int, k: int) -> ir
 
             nothing = ir.Constant(b.vec(I64), None)
             (lanes,) = b.loop(0, whole, b.lanes, [nothing], lambda i, c: [best(i, c[0])])
-            largest = b._reduce(lanes, lambda p, q: b.ir.select(b.ir.icmp_unsigned(">", p, q), p, q))
+            largest = b.reduce(lanes, lambda p, q: b.ir.select(b.ir.icmp_unsigned(">", p, q), p, q))
             (largest,) = b.loop(whole, n, 1, [largest], lambda i, c: [best(i, c[0])])
             b.store(b.ir.trunc(b.ir.not_(largest), I32), to, b.mul(j, 4))
             return [largest]
@@ -151,7 +151,8 @@ def emit_combine(module: ir.Module, target: Target, name: str, used: int, n: int
     summed to [rows, n] in order."""
 
     def row(b: Build, r: Value, x: Value, w: Value, out: Value) -> None:
-        source, to, weights = (b.at(p, b.mul(r, 4 * size)) for p, size in ((x, used * n), (out, n), (w, used)))
+        sizes = ((x, used * n), (out, n), (w, used))
+        source, to, weights = (b.at(ptr, b.mul(r, 4 * size)) for ptr, size in sizes)
 
         def columns(at: Value, ty: ir.Type) -> None:
             def add(u: Value, total: list[Value]) -> list[Value]:
