@@ -87,7 +87,7 @@ def test_rope_table(dims, theta, scale, factors, threads, target):
     freqs = np.random.default_rng(0).uniform(1, 8, dims // 2).astype(np.float32)
     freqs[-1] = 1e30  # how Gemma 4 keeps a pair from turning
     given = (pos, freqs) if factors else (pos,)
-    inverse = inverse_frequencies(theta, dims, 1.0 if factors else scale)
+    inverse = inverse_frequencies(theta, dims, 1.0)
     kernel = Kernel(target, emit_rope_table, dims // 2, factors, inverse, scale)
     found = kernel.run(np.zeros((len(pos), dims // 2, 2), np.float32), *given, rows=len(pos), threads=threads)
     expected = OPS["rope_table"].evaluate(None, *given, theta=theta, dims=dims, scale=scale)

@@ -48,11 +48,12 @@ def emit_rope_table(
 ) -> ir.Function:
     """`void name(ptr pos, [ptr freqs,] ptr out, i64 rows, tid, threads)`: out f32 [rows, half, 2] = cos, sin.
 
-    Every operation on angles is rounded to f32 as in `briolette.compiler.ops`. Without factors the angle is
-    pos * inverse[i]: `inverse` has the scale in it, and `scale` is not used. With factors the scale comes after
-    them, pos * (inverse[i] / freqs[i] * scale). cos and sin are the C library's, of doubles.
+    The angle is pos * (inverse[i] / freqs[i] * scale), every operation rounded to f32 as in
+    `briolette.compiler.ops.inverse_frequencies`, from which `inverse` comes without factors and with scale 1.
+    cos and sin are the C library's, of doubles.
     """
-    base, factor = _table(module, f".{name}.inverse", inverse), float(np.float32(scale))
+    factor = np.float32(scale)
+    base = _table(module, f".{name}.inverse", inverse if has_freqs else inverse * factor)
 
     def row(b: Build, r: Value, pos: Value, *rest: Value) -> None:
         freqs, out = rest if has_freqs else (None, rest[0])
@@ -62,7 +63,7 @@ def emit_rope_table(
         def pair(i: Value, _: list[Value]) -> None:
             turn = b.load(base, F32, b.mul(i, 4), align=4)
             if freqs is not None:
-                turn = b.mul(b.div(turn, b.load(freqs, F32, b.mul(i, 4))), factor)
+                turn = b.mul(b.div(turn, b.load(freqs, F32, b.mul(i, 4))), float(factor))
             angle = b.ir.fpext(b.mul(position, turn), F64)
             for j, function in enumerate(("cos", "sin")):
                 value = b.ir.fptrunc(b.intrinsic(function, F64, [angle]), F32)
