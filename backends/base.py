@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Module
 
 from . import formats
@@ -43,7 +44,8 @@ class Engine(Protocol):
         """Runs tokens at positions start, start + 1, …
 
         Gives logits float32[1, V] of the last token, or float32[T, V] for `logits="all"`. What the cache
-        holds at `start` and after is overwritten.
+        holds at `start` and after is overwritten. Raises BrioletteError for tokens that are not in the
+        vocabulary, positions outside the context, and when the engine has been closed.
         """
         ...
 
@@ -61,6 +63,27 @@ class Backend(Protocol):
     ops: frozenset[str]  # the ops its kernels cover; the rest must decompose
 
     def compile(self, module: Module, weights: Weights, options: Options) -> Engine: ...
+
+
+def checked(tokens: Sequence[int], start: int, vocabulary: int, context: int) -> NDArray[np.int32]:
+    """A step's token ids as an array. Raises BrioletteError for ids and positions that there are not: native
+    code would read outside of its tables."""
+    given = np.asarray(tokens, np.int64)
+    if given.ndim != 1 or not given.size:
+        raise BrioletteError("a step needs a list of at least one token")
+    if given.min() < 0 or given.max() >= vocabulary:
+        raise BrioletteError(f"token ids go from 0 to {vocabulary - 1}, not {given.min()} to {given.max()}")
+    if start < 0 or start + given.size > context:
+        last = start + given.size - 1
+        raise BrioletteError(f"positions {start} to {last} do not fit into a context of {context}")
+    return given.astype(np.int32)
+
+
+def vocabulary_of(module: Module) -> int:
+    """How many logits a token has."""
+    size = module.outputs[0].shape[-1]
+    assert isinstance(size, int)
+    return size
 
 
 def array_of(weights: Weights, module: Module, name: str) -> NDArray[Any]:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from briolette.compiler.errors import BrioletteError
 from briolette.compiler.interp import Interpreter
 from briolette.compiler.ir import Module
 from briolette.compiler.ops import OPS
 from briolette.compiler.pipeline import Form, optimise
 
-from .base import F32Array, Options, Weights, array_of
+from .base import F32Array, Options, Weights, array_of, checked, vocabulary_of
 
 name = "reference"
 ops = frozenset(OPS)
@@ -31,12 +32,16 @@ class ReferenceEngine:
 
         self.interpreter = Interpreter(weight)
         self.programs: dict[str, Module] = {}
+        self.closed = False
 
     def step(self, tokens: Sequence[int], start: int, logits: str = "last") -> F32Array:
         """See `base.Engine.step`."""
+        if self.closed:
+            raise BrioletteError("this engine has been closed")
+        ids = checked(tokens, start, vocabulary_of(self.module), self.options.context)
         if logits not in self.programs:
             self.programs[logits] = optimise(self.module, Form(logits=logits, cache=self.options.cache))
-        found = self.interpreter.step(self.programs[logits].outputs, tokens, start)[0]
+        found = self.interpreter.step(self.programs[logits].outputs, ids, start)[0]
         return np.asarray(found, np.float32)
 
     def rewindable(self, end: int, to: int) -> bool:
@@ -45,6 +50,7 @@ class ReferenceEngine:
 
     def close(self) -> None:
         self.interpreter.planes.clear()
+        self.closed = True
 
 
 def compile(module: Module, weights: Weights, options: Options) -> ReferenceEngine:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import re
 
 from briolette.spec import tree as ast
 from briolette.spec.errors import Span, SpecError
 from briolette.spec.tree import walk
 
 from .header import Header
+from .values import bare
 
 
 def check_keys(tree: ast.Architecture, header: Header) -> None:
@@ -21,9 +21,10 @@ def check_keys(tree: ast.Architecture, header: Header) -> None:
     if unread:
         names = ", ".join(prefix + key for key in unread[:5]) + (" …" if len(unread) > 5 else "")
         plural = "keys" if len(unread) > 1 else "key"
-        span, near = _nearest(unread[0], mentioned, tree.span)
-        what = f'read the key in the spec, or write: ignore "{unread[0]}"'
-        hint = f'the nearest is "{near}"; {what}' if near else what
+        section = {key: span for key, span in mentioned.items() if _section(key) == _section(unread[0])}
+        ignores = [line.span for line in tree.of(ast.IgnoreKeys)]
+        span, near = _nearest(unread[0], section, (*ignores, tree.span)[0])
+        hint = f'{near}read the key in the spec, or write: ignore "{unread[0]}"'
         raise SpecError(f"nothing reads the {plural} {names} of {header.source}", span, tree.source, hint)
 
 
@@ -32,15 +33,25 @@ def check_tensors(tree: ast.Architecture, header: Header, known: set[str]) -> No
     unread = [name for name in header.tensors if name not in known]
     if unread:
         names = ", ".join(unread[:5]) + (" …" if len(unread) > 5 else "")
-        count = f"{len(unread)} tensors: " if len(unread) > 1 else "tensor "
+        what = f"{len(unread)} tensors: {names}, in" if len(unread) > 1 else f"the tensor {names} of"
         mentioned = {n.text: n.span for n in walk(tree) if isinstance(n, ast.Name)}
-        bare = re.sub(r"^blk\.\d+\.|\.weight$", "", unread[0])
-        span, near = _nearest(bare, mentioned, tree.span)
-        what = f"use `{bare}` where it belongs, or write in the block: ignore {bare}"
-        hint = f"the nearest name in the spec is `{near}`; {what}" if near else what
-        raise SpecError(f"nothing reads {count}{names} of {header.source}", span, tree.source, hint)
+        name = bare(unread[0])
+        span, near = _nearest(name, mentioned, _home(tree, layer=unread[0].startswith("blk.")))
+        hint = f"{near}use `{name}` where it belongs, or write in a block: ignore {name}"
+        raise SpecError(f"nothing reads {what} {header.source}", span, tree.source, hint)
 
 
-def _nearest(wanted: str, places: dict[str, Span], fallback: Span) -> tuple[Span, str]:
-    near = difflib.get_close_matches(wanted, list(places), 1, 0.0)
-    return (places[near[0]], near[0]) if near else (fallback, "")
+def _section(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _home(tree: ast.Architecture, layer: bool) -> Span:
+    """Where the tensors of layers, or those outside them, belong."""
+    blocks = [block.span for block in tree.of(ast.Block) if block.prefix] if layer else []
+    return (*blocks, *(model.span for model in tree.of(ast.Model)), tree.span)[0]
+
+
+def _nearest(wanted: str, places: dict[str, Span], otherwise: Span) -> tuple[Span, str]:
+    """The spec's line that is most like it, and a hint that says so."""
+    near = difflib.get_close_matches(wanted, list(places), 1, 0.6)
+    return (places[near[0]], f"the nearest is `{near[0]}`; ") if near else (otherwise, "")

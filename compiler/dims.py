@@ -12,9 +12,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import reduce
 
 
 @dataclass(frozen=True)
@@ -79,15 +78,17 @@ def evaluate(dim: Dim, values: Mapping[str, int]) -> int:
     return dim.constant + sum(values[name] * factor for name, factor in dim.terms)
 
 
-def product(dims: tuple[Dim, ...]) -> Dim:
+def product(dims: Iterable[Dim]) -> Dim:
     """The number of elements of a shape. Raises ValueError where two sizes are symbolic."""
-
-    def times(a: Dim, b: Dim) -> Dim:
-        if isinstance(a, Affine) and isinstance(b, Affine):
-            raise ValueError(f"the product of {a} and {b} is not affine")
-        return a * b
-
-    return reduce(times, dims, 1)
+    total: Dim = 1
+    for dim in dims:
+        if isinstance(total, int):
+            total = dim * total
+        elif isinstance(dim, int):
+            total = total * dim
+        else:
+            raise ValueError(f"the product of {total} and {dim} is not affine")
+    return total
 
 
 def parse_dim(text: str) -> Dim:

@@ -67,10 +67,10 @@ class Elaborator:
         self.now: Layer | None = None  # the layer being elaborated, for messages
 
     def module(self) -> Module:
-        check(self.tree)
         for block in self.blocks.values():
             if block.name in FUNCTIONS or block.name == "has":
                 self.fail(f"`{block.name}` is a function of the language", block.span, "choose another name")
+        check(self.tree)
         for line in self.tree.of(ast.Require):
             self.require(line)
         model, frame = next(self.tree.of(ast.Model)), Frame()
@@ -85,7 +85,7 @@ class Elaborator:
         result = self.run(model.body, frame)
         if result is None:
             self.fail("model returns nothing", model.span)
-        result = self.evaluator.annotate(result, model.result, frame, model.span)
+        result = self.returned(result, model.result, frame, "model")
         self.check_lists()
         check_keys(self.tree, self.header)
         check_tensors(self.tree, self.header, self.consumed | self.ignored)
@@ -142,12 +142,12 @@ class Elaborator:
     def per_layer(self, name: str, index: Any, span: Span) -> Any:
         """`KV[i]`: the file's value for a layer, be it one for all or one for each."""
         if name == "kind":
-            return self.kind_of(index)
+            return self.kind_of(index, span)
         declared = self.params.get(name) or self.lets[name]
         return self._once((name, int(index), type(index)), lambda: self._indexed(declared, index, span), span)
 
-    def kind_of(self, layer: int) -> str:
-        kind = self._kind(layer)
+    def kind_of(self, layer: int, span: Span | None = None) -> str:
+        kind = self._kind(layer, span)
         return kind.name if kind else ""
 
     def unknown_dim(self, name: str) -> bool:
@@ -197,18 +197,21 @@ class Elaborator:
                 params.append(bound)
                 values.append(value)
             if declared.shape is not None:
-                shaped = self.evaluator.annotate(bound, declared.shape, frame, span)
+                what, takes = f"`{declared.name}`", f"{block.name} takes"
+                shaped = self.evaluator.annotate(bound, declared.shape, frame, span, what, takes)
                 if shaped is not bound:
-                    self.fail(
-                        f"`{declared.name}` is {shape_of(bound)}, and {block.name} wants another shape",
-                        span,
-                    )
+                    self.fail(f"{what} is {shape_of(bound)}, {takes} {shape_of(shaped)}", span)
             frame.values[declared.name] = bound
         result = self.run(block.body, frame)
         if result is None:
             self.fail(f"block {block.name} returns nothing", block.span)
-        result = self.evaluator.annotate(result, block.result, frame, block.span)
+        result = self.returned(result, block.result, frame, block.name)
         return self._variant(block.name, layer, tuple(params), result, tuple(frame.effects)), tuple(values)
+
+    def returned(self, result: Node, shape: tuple[ast.Expr, ...], frame: Frame, name: str) -> Node:
+        first, last = shape[0].span, shape[-1].span
+        span = Span(first.line, first.col, last.end_line, last.end_col, first.file)
+        return self.evaluator.annotate(result, shape, frame, span, f"what {name} returns", "its header says")
 
     def _variant(self, name: str, layer: Layer | None, *content: Any) -> Block:
         """One block per distinct content, named after its kind of layer."""
@@ -315,8 +318,11 @@ class Elaborator:
         if self.evaluator.test(line.test, Frame()):
             return
         names = dict.fromkeys(n.text for n in ast.walk(line.test) if isinstance(n, ast.Name))
-        found = [f"`{n}` is {describe(self.known[n])}" for n in names if n in self.known]
-        self.fail(f"{self.header.source}: {line.why}", line.span, f"here {', '.join(found)}" if found else "")
+        found = [
+            f"`{n}` is {describe(self.known[n]).removeprefix('the text ')}" for n in names if n in self.known
+        ]
+        hint = f"here {', '.join(found)}" if found else ""
+        self.fail(f"{self.header.source}: {line.why}", line.test.span, hint)
 
     def check_lists(self) -> None:
         """A list has a value per layer: too short is an error where it is read, too long is one here."""
@@ -342,15 +348,14 @@ class Elaborator:
             self.lists[declared.name] = len(value)
             if index >= len(value):
                 hint = f"line {declared.span.line} reads the list"
-                self.fail(
-                    f"`{declared.name}` has {len(value)} values and none for layer {int(index)}", span, hint
-                )
+                count = f"{len(value)} value{'s' * (len(value) != 1)}"
+                self.fail(f"`{declared.name}` has {count} and none for layer {int(index)}", span, hint)
             return value[index]
         return value
 
-    def _kind(self, layer: int) -> ast.Kind | None:
+    def _kind(self, layer: int, span: Span | None = None) -> ast.Kind | None:
         found: ast.Kind | None = self._once(
-            ("kind", int(layer)), lambda: self._find_kind(layer), self.tree.span
+            ("kind", int(layer)), lambda: self._find_kind(layer), span or self.tree.span
         )
         return found
 

@@ -18,7 +18,7 @@ from .dims import Affine, Dim, product
 from .functions import FUNCTIONS
 from .ir import Node, Type
 from .ops import TypeRuleError, node
-from .values import UNKNOWN, CacheSlot, Frame, Missing, describe, dim_of, shape_of
+from .values import UNKNOWN, CacheSlot, Frame, Missing, bare, describe, dim_of, shape_of
 
 if TYPE_CHECKING:
     from .elaborate import Elaborator
@@ -70,9 +70,9 @@ class Evaluator:
             case ast.Choose(test=test, yes=yes, no=no):
                 return self.value(yes if self.test(test, frame) else no, frame)
             case ast.Chain(value=inner, call=call):
-                return self.call(call, frame, (inner,), expr.span)
+                return self.call(call, frame, (inner,))
             case ast.Call():
-                return self.call(expr, frame, (), expr.span)
+                return self.call(expr, frame, ())
             case ast.Annotate(value=inner, shape=shape):
                 return self.annotate(self.value(inner, frame), shape, frame, expr.span)
             case ast.Search():
@@ -103,10 +103,10 @@ class Evaluator:
             self.owner.fail(f"{what} must be {wanted}, not {value}", span)
         return float(value)
 
-    def integer(self, value: Any, what: str, span: Span) -> int:
+    def integer(self, value: Any, what: str, span: Span, hint: str = "") -> int:
         """A whole number from 1."""
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            self.owner.fail(f"{what} must be a whole number from 1, not {describe(value)}", span)
+            self.owner.fail(f"{what} must be a whole number from 1, not {describe(value)}", span, hint)
         return int(value)
 
     def flag(self, value: Any, what: str, span: Span) -> bool:
@@ -169,7 +169,9 @@ class Evaluator:
         return self.tensor_name(call.args[0].text, frame, call.span)[1] in self.owner.header.tensors
 
     def _near_tensor(self, name: str, full: str) -> str:
-        near = difflib.get_close_matches(full, list(self.owner.header.tensors), 1, 0.85)
+        known = {n.text for n in ast.walk(self.owner.tree) if isinstance(n, ast.Name)}
+        others = [other for other in self.owner.header.tensors if bare(other) not in known]
+        near = difflib.get_close_matches(full, others, 1, 0.85)
         return f"did you mean `{near[0]}`?" if near else f"`has({name})` tells whether a file has it"
 
     def _near_key(self, key: str) -> str:
@@ -208,7 +210,7 @@ class Evaluator:
             return self.make("mul", expr.span, self.plain(value, expr.span), self._const(-1, expr.span))
         if isinstance(value, Affine):
             return value * -1
-        self._needs_number(value, "-", expr.value.span)
+        self._needs_number(value, "-", expr.value)
         return -value
 
     def _binary(self, expr: ast.Binary, left: Any, right: Any) -> Any:
@@ -223,9 +225,9 @@ class Evaluator:
         if any(isinstance(side, Node) for side in sides):
             if op not in _NODE_OPS:
                 self.owner.fail(f"`{op}` is for numbers, not for values that depend on tokens", span)
-            places = zip(sides, (expr.left.span, expr.right.span), strict=True)
+            places = zip(sides, (expr.left, expr.right), strict=True)
             return self.make(_NODE_OPS[op], span, *(self._operand(side, op, place) for side, place in places))
-        for side, place in ((left, expr.left.span), (right, expr.right.span)):
+        for side, place in ((left, expr.left), (right, expr.right)):
             if not isinstance(side, Affine):
                 self._needs_number(side, op, place)
         if any(isinstance(side, Affine) for side in sides):
@@ -254,18 +256,28 @@ class Evaluator:
         size: Dim = _NUMBER_OPS[op](left, right)
         return size
 
-    def _operand(self, value: Any, op: str, span: Span) -> Node:
+    def _operand(self, value: Any, op: str, expr: ast.Expr) -> Node:
         if isinstance(value, Node):
-            return self.plain(value, span)
-        self._needs_number(value, op, span)
-        return self._const(value, span)
+            return self.plain(value, expr.span)
+        self._needs_number(value, op, expr)
+        return self._const(value, expr.span)
 
     def _const(self, value: float, span: Span) -> Node:
         return self.make("const", span, value=float(value))
 
-    def _needs_number(self, value: Any, op: str, span: Span) -> None:
+    def _needs_number(self, value: Any, op: str, expr: ast.Expr) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self.owner.fail(f"`{op}` needs numbers, and this is {describe(value)}", span)
+            hint = self._where(expr, value)
+            self.owner.fail(f"`{op}` needs numbers, and this is {describe(value)}", expr.span, hint)
+
+    def _where(self, expr: ast.Expr, value: Any) -> str:
+        """A hint saying which line a name's wrong value comes from."""
+        line = self.owner.params.get(expr.text) if isinstance(expr, ast.Name) else None
+        if line is None:
+            return ""
+        if isinstance(value, list):
+            return f"for a value per layer declare `param {line.name}[i]` in line {line.span.line}"
+        return f"line {line.span.line} reads `{line.name}`"
 
     # --- shapes --------------------------------------------------------------------------------------
 
@@ -278,16 +290,23 @@ class Evaluator:
                 continue
             size = self.value(expr, frame)
             if not isinstance(size, Affine):
-                size = self.integer(size, "a size", expr.span)
+                size = self.integer(size, "a size", expr.span, self._where(expr, size))
             sizes.append(size)
         return sizes
 
-    def annotate(self, value: Any, exprs: tuple[ast.Expr, ...], frame: Frame, span: Span) -> Node:
+    def annotate(
+        self,
+        value: Any,
+        exprs: tuple[ast.Expr, ...],
+        frame: Frame,
+        span: Span,
+        what: str = "this",
+        wants: str = "the annotation says",
+    ) -> Node:
         """Checks a shape; a value of the same size in another shape is reshaped."""
         if not isinstance(value, Node):
-            self.owner.fail(
-                f"only a value that depends on tokens has a shape, and this is {describe(value)}", span
-            )
+            text = ", ".join(map(str, self._sizes(exprs, frame)))
+            self.owner.fail(f"{what} is {describe(value)}, {wants} [{text}]", span)
         wanted = self._sizes(exprs, frame)
         if len(wanted) == len(value.shape):
             for place, size in enumerate(wanted):
@@ -305,7 +324,7 @@ class Evaluator:
                 fits = False
         if not fits:
             text = ", ".join(map(str, wanted))
-            message = f"this is {shape_of(value)}, the annotation says [{text}]"
+            message = f"{what} is {shape_of(value)}, {wants} [{text}]"
             self.owner.fail(message, span, _weights_of(value))
         return self.make("reshape", span, value, shape=shape)
 
@@ -361,12 +380,11 @@ class Evaluator:
     def _layer(self, expr: ast.Item, frame: Frame) -> int:
         """The one subscript of a per-layer parameter or of `cache`."""
         sub = expr.subscripts[0]
-        index = None if len(expr.subscripts) > 1 or isinstance(sub, ast.Range) else self.value(sub, frame)
+        if len(expr.subscripts) > 1 or isinstance(sub, ast.Range):
+            self.owner.fail("one layer is asked for at a time", expr.span)
+        index = self.value(sub, frame)
         if isinstance(index, bool) or not isinstance(index, int) or index < 0:
-            what = (
-                describe(index) if index is not None else "a range" if isinstance(sub, ast.Range) else "this"
-            )
-            self.owner.fail(f"a layer is a whole number from 0, not {what}", sub.span)
+            self.owner.fail(f"a layer is a whole number from 0, not {describe(index)}", sub.span)
         return index
 
     def _search(self, expr: ast.Search, frame: Frame) -> int:
@@ -381,7 +399,8 @@ class Evaluator:
 
     # --- calls ---------------------------------------------------------------------------------------
 
-    def call(self, call: ast.Call, frame: Frame, first: tuple[ast.Expr, ...], span: Span) -> Any:
+    def call(self, call: ast.Call, frame: Frame, first: tuple[ast.Expr, ...]) -> Any:
+        """A call; `first` is what a pipe passes on."""
         if call.function == "has":
             return self._has(call, frame, bool(first))
         block, function = self.owner.blocks.get(call.function), FUNCTIONS.get(call.function)
@@ -398,9 +417,9 @@ class Evaluator:
         if block is not None:
             if named:
                 self.owner.fail("blocks take their arguments by position", call.span)
-            return self.owner.call_block(block, args, frame, span)
+            return self.owner.call_block(block, args, frame, call.span)
         assert function is not None
-        return function.call(self, span, frame, args, named)
+        return function.call(self, call.span, frame, args, named)
 
 
 _NODE_OPS = {"+": "add", "-": "sub", "*": "mul", "/": "div"}

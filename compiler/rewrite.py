@@ -56,7 +56,9 @@ def rule(name: str, pattern: Pattern | None = None) -> Callable[[Callable[[Node,
 Watch = Callable[[Rule, Node, Node], None]
 
 
-def rewrite(module: Module, rules: Sequence[Rule], hits: Counter[str] | None = None, watch: Watch | None = None) -> Module:
+def rewrite(
+    module: Module, rules: Sequence[Rule], hits: Counter[str] | None = None, watch: Watch | None = None
+) -> Module:
     """The module with the rules applied, operands first, until none applies anywhere.
 
     `hits` counts per rule; `watch(rule, before, after)` sees every single rewrite (blame mode in tests).

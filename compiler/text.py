@@ -352,7 +352,11 @@ class _Tokens:
                 table = [(i, self.parser.blocks[name]) for layers, name in rows for i in _unranges(layers)]
                 return tuple(sorted(table, key=lambda row: row[0]))
             case "affine":
-                return {"true": True, "false": False, "none": None}[text] if text in ("true", "false", "none") else parse_dim(text)
+                return (
+                    {"true": True, "false": False, "none": None}[text]
+                    if text in ("true", "false", "none")
+                    else parse_dim(text)
+                )
         raise ValueError(f"unexpected `{text}`")
 
     def dims(self) -> tuple[Dim, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +67,11 @@ def describe(value: Any) -> str:
         case Affine():
             return f"the size {value}, known only when the program runs"
     return repr(value)
+
+
+def bare(tensor: str) -> str:
+    """A tensor's name as a spec writes it."""
+    return re.sub(r"^blk\.\d+\.|\.weight$", "", tensor)
 
 
 def shape_of(value: Node) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,35 @@ def _no_weights(name: str) -> NDArray[np.uint8]:
     raise BrioletteError(f"this engine was compiled from a header alone: there is no tensor {name} to run with")
 
 
+@dataclass
+class Usage:
+    """What the latest generation took.
+
+    prompt: tokens of the prompt. reused: how many of them the cache held already. generated: tokens made.
+    prefill, decode: seconds in each, without what the caller does between two pieces of text. steps: decode
+    steps run. finish: "stop" (a token or a text that ends the reply), "length" (`max_tokens`), "context"
+    (the context is full), or "" where the caller ended it.
+    """
+
+    prompt: int
+    reused: int
+    generated: int = 0
+    prefill: float = 0.0
+    decode: float = 0.0
+    steps: int = 0
+    finish: str = ""
+
+    @property
+    def prompt_rate(self) -> float:
+        """Prompt tokens computed a second."""
+        return (self.prompt - self.reused) / self.prefill if self.prefill else 0.0
+
+    @property
+    def decode_rate(self) -> float:
+        """Decode steps a second."""
+        return self.steps / self.decode if self.decode else 0.0
+
+
 class Model:
     """One model and one KV cache. What the cache holds is reused wherever a new prompt begins with it."""
 
@@ -119,6 +150,9 @@ class Model:
         self.file, self.tree, self.module, self.options = file, tree, module, options
         self.backend = backend_named(backend)
         self.cached: list[int] = []  # the tokens whose keys and values the engine holds
+        self.usage: Usage | None = None  # of the latest generation
+        # Told (computed, wanted) tokens of a prompt after each chunk, for a progress bar.
+        self.progress: Callable[[int, int], None] | None = None
 
     @cached_property
     def engine(self) -> Engine:
@@ -165,8 +199,12 @@ class Model:
         ids = self._checked(ids)
         start = self.reusable(ids)
         self.cached = self.cached[:start]  # if the step is interrupted, no more than this is known to be there
-        result = self.engine.step(ids[start:], start)[-1]
-        self.cached = list(ids)
+        chunk = len(ids) if self.progress is None else self.options.chunk
+        for at in range(start, len(ids), chunk):
+            result = self.engine.step(ids[at : at + chunk], at)[-1]
+            self.cached = ids[: at + chunk]
+            if self.progress is not None:
+                self.progress(min(at + chunk, len(ids)) - start, len(ids) - start)
         return result
 
     def reusable(self, ids: Sequence[int]) -> int:
@@ -185,43 +223,66 @@ class Model:
         temperature: float = 0.0,
         seed: int | None = None,
         stop: str | Iterable[str] = (),
+        special: bool = False,
         **sampling: Any,
     ) -> Iterator[str]:
         """Text that continues the prompt, one item a token (an item may be empty: half a character waits).
 
-        stop: texts that end the generation and are not part of it. Further sampling options: top_k, top_p,
-        min_p, repeat_penalty, repeat_last_n.
+        stop: texts that end the generation and are not part of it. special: whether control tokens that the
+        model writes are shown by name. Further sampling options: top_k, top_p, min_p, repeat_penalty,
+        repeat_last_n. `usage` tells afterwards what it took.
         """
         sampler = Sampler(Sampling(temperature=temperature, seed=seed, **sampling))
         stops = StopStrings([stop] if isinstance(stop, str) else stop)
         ids = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise BrioletteError("the prompt is empty, and this model has no beginning-of-sequence token to start from")
-        return self._generate(self._checked(ids), max_tokens, sampler, stops)
+        return self._generate(self._checked(ids), max_tokens, sampler, stops, special)
 
-    def _generate(self, ids: list[int], max_tokens: int, sampler: Sampler, stops: StopStrings) -> Iterator[str]:
+    def _generate(
+        self, ids: list[int], max_tokens: int, sampler: Sampler, stops: StopStrings, special: bool
+    ) -> Iterator[str]:
         ids = list(ids)
-        text = self.tokenizer.stream()
+        text = self.tokenizer.stream(special)
+        usage = self.usage = Usage(len(ids), self.reusable(ids))
+        clock = time.perf_counter
         if max_tokens < 1:
+            usage.finish = "length"
             return
+        began = clock()
         logits = self.prefill(ids)
-        for left in range(max_tokens - 1, -1, -1):
+        usage.prefill = clock() - began
+        while not usage.finish:
+            began = clock()
             token = sampler.pick(logits, ids)
+            usage.decode += clock() - began
             if token in self.tokenizer.stop_ids:
+                usage.finish = "stop"
                 break
             ids.append(token)
+            usage.generated += 1
             yield stops.push(text.push(token))
-            if stops.matched is not None or not left or len(ids) > self.options.context:
-                break
-            logits = self._append(token)
+            if stops.matched is not None:
+                usage.finish = "stop"
+            elif usage.generated == max_tokens:
+                usage.finish = "length"
+            elif len(ids) > self.options.context:
+                usage.finish = "context"
+            else:
+                began = clock()
+                logits = self._append(ids)
+                usage.decode += clock() - began
+                usage.steps += 1
         rest = "" if stops.matched is not None else stops.push(text.flush()) + stops.flush()
         if rest:
             yield rest
 
-    def _append(self, token: int) -> NDArray[np.float32]:
-        """The logits after one more token than the cache holds."""
-        result = self.engine.step([token], len(self.cached))[0]
-        self.cached.append(token)
+    def _append(self, ids: list[int]) -> NDArray[np.float32]:
+        """The logits after tokens of which the cache holds all but the last, unless it was used in between."""
+        if self.cached != ids[:-1]:
+            return self.prefill(ids)
+        result = self.engine.step(ids[-1:], len(self.cached))[0]
+        self.cached.append(ids[-1])
         return result
 
     def _checked(self, ids: Sequence[int]) -> list[int]:

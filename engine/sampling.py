@@ -163,7 +163,7 @@ class StopStrings:
             _, place, self.matched = min(ends)
             self._held = ""
             return text[:place]
-        longest = max((_overlap(text, stop) for stop in self._stops), default=0)
+        longest = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - longest :]
         return text[: len(text) - longest]
 
@@ -173,6 +173,6 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """The most characters at the end of `text` that `stop` begins with."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

@@ -109,15 +109,12 @@ class _Checker:
         for line in self.tree.of(t.IgnoreKeys):
             for key in line.keys:
                 if key.text in ignored:
-                    self.fail(
-                        f'"{key.text}" is ignored twice',
-                        key.span,
-                        f"line {ignored[key.text].line} does it too",
-                    )
+                    hint = f"line {ignored[key.text].line} does it too"
+                    self.fail(f'"{key.text}" is ignored twice', key.span, hint)
                 ignored[key.text] = key.span
-        for line in self.tree.lines:
-            for item in () if isinstance(line, t.IgnoreKeys) else t.walk(line):
-                if isinstance(item, t.Key) and item.text in ignored:
+        for other in self.tree.lines:
+            for item in t.walk(other):
+                if isinstance(item, t.Key) and ignored.get(item.text, item.span) != item.span:
                     hint = f"line {ignored[item.text].line} ignores it; one of the two must go"
                     self.fail(f'"{item.text}" is read here and ignored elsewhere', item.span, hint)
 
@@ -165,7 +162,7 @@ class _Checker:
                 case t.Assign(name=name, when=when):
                     self.free(name, line.span)
                     if name in waiting and when is None:
-                        hint = f"line {line.span.line} gives `{name}` another value before anything reads this one"
+                        hint = f"line {line.span.line} gives `{name}` another before anything reads this one"
                         self.fail(f"this value of `{name}` is never used", waiting[name].span, hint)
                     waiting[name] = line
                 case t.Loop(variable=name, body=inner):
@@ -194,7 +191,7 @@ class _Checker:
                 and item.text not in self.declared
                 and item.text != "kind"
             ):
-                near = difflib.get_close_matches(item.text, [*self.declared, *known], 1, 0.5)
+                near = difflib.get_close_matches(item.text, [*self.declared, *known], 1, 0.6)
                 hint = f"did you mean `{near[0]}`?" if near else f"declare it: `dim {item.text}`"
                 self.fail(f"the size `{item.text}` is not declared", item.span, hint)
 
@@ -227,7 +224,7 @@ class _Checker:
     # --- use -----------------------------------------------------------------------------------------
 
     def used(self) -> None:
-        """A parameter that is read from the file and then forgotten, or a block never called, is a lost quirk."""
+        """A parameter that is read from the file and then forgotten is a lost quirk; so is a block."""
         calls = {item.function for item in t.walk(self.tree.lines) if isinstance(item, t.Call)}
         names = {item.text for item in t.walk(self.tree.lines) if isinstance(item, t.Name)} | {TOKENS}
         if "rms" in calls:

@@ -50,11 +50,21 @@ def render(message: str, span: Span | None, source: str | None, hint: str = "") 
         end = span.end_col if span.end_line == span.line else len(line) + 1
         before, under = line[: span.col - 1], line[span.col - 1 : end - 1]
         margin = " " * (span.col - 1 - len(before))  # a span may start past the end of its line
-        lines.append("  " + line.replace("\t", "    "))
+        lines.append("  " + "".join(map(_shown, line)))
         lines.append("  " + " " * _width(before) + margin + "^" * max(1, _width(under)))
     if hint:
         lines.append(f"  {hint}")
     return "\n".join(lines)
+
+
+def _shown(char: str) -> str:
+    if char == "\t":
+        return "    "
+    return (
+        char
+        if char.isprintable() or unicodedata.category(char) in ("Cf", "Zs")
+        else "\N{REPLACEMENT CHARACTER}"
+    )
 
 
 def _width(text: str) -> int:

@@ -38,6 +38,8 @@ _FOREIGN = {
     "\u2018": "use the plain quote `'`",
     "\u2019": "use the plain quote `'`",
     "\u2212": "use the plain minus `-`",
+    "÷": "write `/`",
+    "\u00d7": "write `*`",
     "→": "write `->`",
     "←": "write `<-`",
     "\xa0": "it is a no-break space; use an ordinary one",
@@ -63,7 +65,8 @@ def _character(error: UnexpectedCharacters, text: str, file: str) -> SpecError:
         what = "key" if char == '"' else "text"
         return SpecError(f"this {what} has no closing `{char}`", span, text, f"a {what} ends on its own line")
     shown = f"`{char}`" if char.isprintable() else repr(char)
-    return SpecError(f"{shown} is no part of the language", span, text, _FOREIGN.get(char, "remove it"))
+    hint = "names are written with the letters A to Z" if char.isalpha() else "remove it"
+    return SpecError(f"{shown} is no part of the language", span, text, _FOREIGN.get(char, hint))
 
 
 class _Found:
@@ -120,7 +123,8 @@ class _Found:
             words.append("a value")
             left -= _VALUE
         elif "PLUS" in left:
-            left -= _OPERATOR | _AFTER_VALUE
+            # Without pipes around, a `:` is no annotation but what the form needs.
+            left -= _OPERATOR | _AFTER_VALUE - ({"COLON"} if "PIPE" not in left else set())
             words.append("an operator")
         elif left - _OPERATOR:
             left -= _OPERATOR

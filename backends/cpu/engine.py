@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import math
 import weakref
 from collections.abc import Sequence
 
@@ -10,16 +10,18 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
+from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Module, Node
 from briolette.compiler.pipeline import Form, optimise
 from briolette.compiler.plan import Plan, plan
 from briolette.compiler.text import print_module
 
-from ..base import F32Array, Options, Weights, array_of
+from .. import formats
+from ..base import F32Array, Options, Weights, array_of, checked, vocabulary_of
 from .build import Target
 from .emit import Emitter, Plane, layout_of
 from .jit import Library, cached_object, compile_object, object_key
-from .runtime_ir import CONTEXT_BYTES, FIELDS, emit_worker
+from .runtime_ir import CONTEXT_BYTES, emit_start, emit_worker
 from .threads import Team
 
 DTYPES = {"f32": np.float32, "f16": np.uint16, "bf16": np.uint16}  # 16-bit planes are kept as bits
@@ -73,6 +75,7 @@ class CpuEngine:
 
     Programs are compiled when first needed (from the object cache where possible): "decode" takes one
     token, "prefill" up to `options.chunk` and gives the last one's logits, "all" gives every token's.
+    Several Python threads may use one engine; their steps take turns.
     """
 
     def __init__(self, module: Module, weights: Weights, options: Options, target: Target | None = None):
@@ -80,14 +83,17 @@ class CpuEngine:
         self.target = target or Target.host()
         self.context = aligned(CONTEXT_BYTES)
         self.planes: dict[tuple[int, str], _Plane] = {}
+        # The first position that a plane of each capacity still holds. It does not go back when a sequence
+        # is rewound: what a ring has overwritten is lost.
+        self.oldest: dict[int, int] = {}
         self.decoded: dict[str, F32Array] = {}
         self.kept: list[object] = []  # memory that native code points into
         self.groups: dict[str, _Group] = {}
-        worker = cached_object(object_key(self.target, ["worker"]), self._compile_worker)
-        self.runtime = Library(worker, self.target)
-        team = Team(self.context.ctypes.data, options.threads, self.runtime.address("worker"))
-        self.team = team
-        self.finalizer = weakref.finalize(self, team.close)
+        self.vocabulary = vocabulary_of(module)
+        runtime = Library(cached_object(object_key(self.target, ["runtime"]), self._compile_runtime), self.target)
+        entries = runtime.address("worker"), runtime.address("start")
+        self.team = Team(self.context.ctypes.data, options.threads, *entries, keep=(self.context, runtime))
+        self.finalizer = weakref.finalize(self, self.team.close)
 
     def close(self) -> None:
         """Ends the worker threads; the engine cannot be used after."""
@@ -97,7 +103,11 @@ class CpuEngine:
 
     def step(self, tokens: Sequence[int], start: int, logits: str = "last") -> F32Array:
         """See `base.Engine.step`."""
-        ids = np.ascontiguousarray(tokens, np.int32)
+        ids = checked(tokens, start, self.vocabulary, self.options.context)
+        with self.team.mine():
+            return self._step(ids, start, logits)
+
+    def _step(self, ids: NDArray[np.int32], start: int, logits: str) -> F32Array:
         if len(ids) == 1:
             return self._run("generate", "decode", ids, start, 1)
         if logits == "all":
@@ -114,27 +124,26 @@ class CpuEngine:
 
     def rewindable(self, end: int, to: int) -> bool:
         """Whether every ring still holds the window before `to`, with `end` positions written."""
-        for plane in self.planes.values():
-            oldest = max(0, end - plane.capacity)
-            if plane.of.window is not None and oldest > max(0, to - plane.of.window + 1):
-                return False
-        return to <= end
+        rings = {(p.of.window, p.capacity) for p in self.planes.values() if p.of.window is not None}
+        return to <= end and all(
+            self.oldest.get(capacity, 0) <= max(0, to - window + 1) for window, capacity in rings
+        )
 
     def _run(self, group: str, program: str, ids: NDArray[np.int32], start: int, rows: int) -> F32Array:
         loaded = self.group(group)
-        positions = np.arange(start, start + len(ids), dtype=np.int32)
-        vocabulary = self.module.outputs[0].shape[-1]
-        assert isinstance(vocabulary, int)
-        out = np.empty((rows, vocabulary), np.float32)
+        end = start + len(ids)
+        # What rings hold, before they are written: after an interruption they may or may not have been.
+        for capacity in {p.capacity for p in self.planes.values()}:
+            self.oldest[capacity] = max(min(self.oldest.get(capacity, 0), start), end - capacity)
+        positions = np.arange(start, end, dtype=np.int32)
+        out = np.empty((rows, self.vocabulary), np.float32)
         fields = loaded.fields | {
             "tokens": ids.ctypes.data,
             "positions": positions.ctypes.data,
             "out": out.ctypes.data,
             "rows": len(ids),
         }
-        for name, value in fields.items():
-            ctypes.c_int64.from_address(self.context.ctypes.data + FIELDS[name].offset).value = value
-        self.team.run(loaded.addresses[program])
+        self.team.run(loaded.addresses[program], fields)
         return out
 
     # --- programs and memory ------------------------------------------------------------------------
@@ -159,7 +168,12 @@ class CpuEngine:
     def address_of(self, item: Node) -> int:
         """Where a weight lies: in the mapped file, or decoded where f32 is wanted of something else."""
         if item.op == "weight":
-            stored = self.weights.stored(item["name"])
+            stored, format = self.weights.stored(item["name"]), item.type.dtype
+            wanted = formats.row_bytes(format, item.shape[-1]) * math.prod(item.shape[:-1])
+            if stored.nbytes != wanted or not stored.flags.c_contiguous:
+                raise BrioletteError(
+                    f"tensor {item['name']} has {stored.nbytes} bytes; {item.type} needs {wanted}, in one piece"
+                )
             self.kept.append(stored)
             return int(stored.ctypes.data)
         name = item.args[0]["name"]
@@ -178,10 +192,11 @@ class CpuEngine:
         self.kept += [addresses, capacities]
         return {"planes": addresses.ctypes.data, "capacities": capacities.ctypes.data}
 
-    def _compile_worker(self) -> bytes:
+    def _compile_runtime(self) -> bytes:
         module = ir.Module()
         module.triple = self.target.triple
         emit_worker(module, self.target)
+        emit_start(module, self.target)
         return compile_object(module, self.target)
 
 

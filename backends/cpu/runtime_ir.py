@@ -8,7 +8,7 @@ from llvmlite import ir
 
 from .build import I32, I64, PTR, VOID, Build, Target, Value
 
-SPINS_BEFORE_YIELD = 4096  # at a barrier; then the core is offered to whoever else wants it
+SPINS_BEFORE_YIELD = 1024  # a power of two; then the core is offered to whoever else wants it
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ FIELDS = {
     "scratch": Field(64, True),
     "scratch_stride": Field(72),  # bytes between the scratch of two threads
     "threads": Field(80),
-    "entry": Field(88, True),  # the program the next generation runs; null sends workers home
+    "entry": Field(88, True),  # the program that this generation runs
     "arrived": Field(128),
     "barrier": Field(192),  # counts barriers passed
     "generation": Field(256),  # counts steps started
@@ -54,7 +54,8 @@ def _pause(b: Build) -> None:
 def _spin(b: Build, address: Value, old: Value, turns: Value | None) -> tuple[Value, Value]:
     """Waits until the counter at `address` is no longer `old`. Gives its value, and whether it changed.
 
-    Without `turns` it waits forever, yielding now and then; with it, it gives up after so many.
+    Without `turns` it waits forever; with it, it gives up after so many. Now and then it offers the core to
+    others, for threads may be more than cores.
     """
     function = b.ir.function
     before = b.ir.block
@@ -69,16 +70,14 @@ def _spin(b: Build, address: Value, old: Value, turns: Value | None) -> tuple[Va
     b.ir.position_at_end(again)
     _pause(b)
     following = b.add(turn, 1)
-    if turns is not None:
-        b.ir.cbranch(b.ir.icmp_signed("<", following, turns), look, done)
-        latch = again
-    else:
-        due = b.ir.icmp_unsigned("==", b.ir.urem(following, b.i64(SPINS_BEFORE_YIELD)), b.i64(0))
-        with b.ir.if_then(due, likely=False):
-            b.intrinsic("sched_yield", I32, [])
-        latch = b.ir.block
+    due = b.ir.icmp_unsigned("==", b.bit_and(following, SPINS_BEFORE_YIELD - 1), b.i64(0))
+    with b.ir.if_then(due, likely=False):
+        b.intrinsic("sched_yield", I32, [])
+    if turns is None:
         b.ir.branch(look)
-    turn.add_incoming(following, latch)
+    else:
+        b.ir.cbranch(b.ir.icmp_signed("<", following, turns), look, done)
+    turn.add_incoming(following, b.ir.block)
     b.ir.position_at_end(done)
     return now, changed
 
@@ -104,15 +103,36 @@ def emit_barrier(module: ir.Module, target: Target) -> ir.Function:
     return function
 
 
+def _enter(b: Build, program: Value, context: Value, tid: Value) -> None:
+    # An integer is cast here because that gives the builder a signature, which an opaque pointer has not.
+    signature = ir.FunctionType(VOID, [PTR, I64])
+    b.ir.call(b.ir.inttoptr(program, signature.as_pointer()), [context, tid])
+
+
+def emit_start(module: ir.Module, target: Target) -> ir.Function:
+    """`void start(ptr context, i64 program)`: one step, the caller being thread 0; returns when all are done.
+
+    The release makes the program, and all fields written before the call, visible to who sees the generation.
+    """
+    function, b = _function(module, target, "start", VOID, [PTR, I64])
+    context, program = function.args
+    b.store(program, context, FIELDS["entry"].offset, align=8)
+    b.ir.atomic_rmw("add", b.at(context, FIELDS["generation"].offset), b.i64(1), "release")
+    _enter(b, program, context, b.i64(0))
+    b.ir.ret_void()
+    return function
+
+
 def emit_worker(module: ir.Module, target: Target) -> ir.Function:
     """`i64 worker(ptr context, i64 tid, i64 seen, i64 spins)`: runs every step started after generation `seen`.
 
-    Returns the last generation it ran when none came for `spins` turns, or at once when there is no program.
+    Returns the last generation it ran when none came for `spins` turns. It can miss none: every program
+    ends in a barrier, which lets nobody pass before this thread has come too.
     """
     function, b = _function(module, target, "worker", I64, [PTR, I64, I64, I64])
     context, tid, seen, spins = function.args
     entry = b.ir.block
-    wait, work, call, leave = (function.append_basic_block(n) for n in ("wait", "work", "call", "leave"))
+    wait, work, leave = (function.append_basic_block(n) for n in ("wait", "work", "leave"))
     b.ir.branch(wait)
     b.ir.position_at_end(wait)
     last = b.ir.phi(I64)
@@ -120,13 +140,8 @@ def emit_worker(module: ir.Module, target: Target) -> ir.Function:
     now, changed = _spin(b, b.at(context, FIELDS["generation"].offset), last, spins)
     b.ir.cbranch(changed, work, leave)
     b.ir.position_at_end(work)
-    program = b.load(context, I64, FIELDS["entry"].offset, align=8)
-    b.ir.cbranch(b.ir.icmp_unsigned("==", program, b.i64(0)), leave, call)
-    b.ir.position_at_end(call)
-    # The cast gives the builder the callee's signature, which an opaque pointer does not carry.
-    signature = ir.FunctionType(VOID, [PTR, I64])
-    b.ir.call(b.ir.inttoptr(program, signature.as_pointer()), [context, tid])
-    last.add_incoming(now, call)
+    _enter(b, b.load(context, I64, FIELDS["entry"].offset, align=8), context, tid)
+    last.add_incoming(now, work)
     b.ir.branch(wait)
     b.ir.position_at_end(leave)
     b.ir.ret(last)

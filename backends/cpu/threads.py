@@ -1,9 +1,19 @@
-"""Threads that enter the same native function: they spin between steps, and sleep when none comes."""
+"""Threads that enter the same native function: they spin between steps, and sleep when none comes.
+
+A step begins and ends inside one native call of thread 0, so a Python signal (Ctrl-C) finds it either not
+begun or complete, never half done: other threads would be waiting in a barrier for ever. Python decides
+only who sleeps.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
+from collections.abc import Mapping
+from typing import Any
+
+from briolette.compiler.errors import BrioletteError
 
 from .runtime_ir import FIELDS
 
@@ -11,58 +21,83 @@ from .runtime_ir import FIELDS
 # between two tokens of a running generation.
 SPINS = 50_000
 
-PROGRAM = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
+START = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 WORKER = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 
 class Team:
-    """The caller as thread 0 and `threads - 1` workers. One step at a time."""
+    """The caller as thread 0 and `threads - 1` workers. One step at a time; callers of two threads take turns.
 
-    def __init__(self, context: int, threads: int, worker: int):
-        self.context, self.threads = context, threads
-        self.generation = ctypes.c_int64.from_address(context + FIELDS["generation"].offset)
-        self.entry = ctypes.c_void_p.from_address(context + FIELDS["entry"].offset)
-        ctypes.c_int64.from_address(context + FIELDS["threads"].offset).value = threads
-        self.work = WORKER(worker)
-        self.wake = threading.Condition()
-        self.asleep = 0
-        self.programs: dict[int, ctypes._FuncPointer] = {}
-        self.workers = [threading.Thread(target=self._serve, args=(tid,), daemon=True) for tid in range(1, threads)]
+    `context` is the address of the context, `worker` and `start` are addresses of the functions of
+    `runtime_ir`. `keep` holds what those addresses point into: a worker that has not yet noticed that
+    the team is closed may outlive the engine for a moment.
+    """
+
+    def __init__(self, context: int, threads: int, worker: int, start: int, keep: Any = None):
+        self.context, self.threads, self.keep = context, threads, keep
+        self.work, self.start = WORKER(worker), START(start)
+        self.closed = False
+        self._field("threads").value = threads
+        self._gather()
+
+    def _field(self, name: str) -> ctypes.c_int64:
+        return ctypes.c_int64.from_address(self.context + FIELDS[name].offset)
+
+    def _gather(self) -> None:
+        """Starts the workers of this process: at first, and again in a child, which inherits no threads."""
+        self.process = os.getpid()
+        self._field("arrived").value = 0  # another thread's step may have been on its way at the fork
+        # Reentrant, since garbage collection may close a team at any point, even inside its own worker.
+        self.lock = threading.RLock()
+        self.wake = threading.Condition(self.lock)
+        self.turn = threading.RLock()  # held by who makes a step
+        self.due = False  # a step is about to begin, or on its way: nobody goes to sleep
+        generation = self._field("generation").value
+        self.workers = [
+            threading.Thread(target=self._serve, args=(tid, generation), name=f"briolette-{tid}", daemon=True)
+            for tid in range(1, self.threads)
+        ]
         for thread in self.workers:
             thread.start()
 
-    def run(self, program: int) -> None:
-        """Runs the native program at an address on all threads; returns when all are done."""
-        if program not in self.programs:
-            self.programs[program] = PROGRAM(program)
-        self._start(program)
-        self.programs[program](self.context, 0)
+    def mine(self) -> threading._RLock:
+        """The lock of who makes a step. Threads that a fork left behind are started again."""
+        if self.process != os.getpid():
+            self._gather()
+        return self.turn
+
+    def run(self, program: int, fields: Mapping[str, int]) -> None:
+        """Runs the native program at an address on all threads, with these fields set in the context."""
+        with self.mine():
+            if self.closed:
+                raise BrioletteError("this engine has been closed")
+            for name, value in fields.items():
+                self._field(name).value = value
+            try:
+                with self.lock:
+                    self.due = True
+                    self.wake.notify_all()
+                self.start(self.context, program)
+            finally:
+                self.due = False
 
     def close(self) -> None:
-        """Sends the workers home."""
-        if self.workers:
-            self._start(None)
-            for thread in self.workers:
-                thread.join()
-            self.workers = []
-
-    def _start(self, program: int | None) -> None:
-        if not self.workers:
+        """Sends the workers home, after the step that is on its way if there is one."""
+        if self.process != os.getpid():
+            self.closed = True  # they live in the parent
             return
-        self.entry.value = program
-        with self.wake:
-            self.generation.value += 1
-            if self.asleep:
-                self.wake.notify_all()
+        with self.turn, self.lock:
+            self.closed = True
+            self.wake.notify_all()
+        for thread in self.workers:
+            if thread is not threading.current_thread():
+                thread.join()
 
-    def _serve(self, tid: int) -> None:
-        seen = 0
+    def _serve(self, tid: int, seen: int) -> None:
         while True:
             seen = self.work(self.context, tid, seen, SPINS)
-            with self.wake:
-                if self.generation.value != seen and not self.entry.value:
-                    return
-                self.asleep += 1
-                while self.generation.value == seen:
+            with self.lock:
+                while not self.due and not self.closed:
                     self.wake.wait()
-                self.asleep -= 1
+                if self.closed:
+                    return

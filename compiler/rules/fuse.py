@@ -131,7 +131,9 @@ class _Fuser:
         if not products or root.shape != products[0].shape:
             return None
         first = products[0]
-        alike = all((p.op, p.args[0], p.args[2:]) == (first.op, first.args[0], first.args[2:]) for p in products)
+        alike = all(
+            (p.op, p.args[0], p.args[2:]) == (first.op, first.args[0], first.args[2:]) for p in products
+        )
         return (PRODUCTS[first.op], frozenset(inside)) if alike else None
 
     def inside_rows(self, start: Node) -> frozenset[Node]:

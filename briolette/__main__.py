@@ -1,0 +1,5 @@
+"""`python -m briolette` is the command `briolette`."""
+
+from briolette.engine.cli import main
+
+main()

@@ -1,0 +1,126 @@
+"""Products with weights, tables looked up by id, and experts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..ir import Type
+from ..optable import Array, Context, Draw, Sample, need, op
+from .basic import sample_one
+
+
+def _known(w: Type, rank: int, what: str) -> None:
+    """A weight is a matrix (or a stack of them) of sizes known when the program is compiled."""
+    fits = len(w.shape) == rank and all(isinstance(size, int) for size in w.shape)
+    need(fits and w.dtype != "i32", f"{what}, not {w}")
+
+
+def _linear_type(x: Type, w: Type) -> Type:
+    _known(w, 2, "linear needs a weight [N, K]")
+    need(len(x.shape) > 0 and x.dtype == "f32", f"linear needs rows of f32, not {x}")
+    fits = x.shape[-1] == w.shape[1]
+    need(fits, f"linear: the weight is {w.shape[0]}x{w.shape[1]}, the input rows are {x.shape[-1]}")
+    return Type((*x.shape[:-1], w.shape[0]))
+
+
+def _sample_linear(d: Draw) -> Sample:
+    rows, k, n = d.integer(1, 6), d.integer(1, 40), d.integer(1, 23)
+    return Sample((Type((rows, k)), Type((n, k))))
+
+
+@op(
+    "x w",
+    infer=_linear_type,
+    traits="token",
+    flops=lambda out, x, w: 2 * int(np.prod(x)) * w[0],
+    sample=_sample_linear,
+)
+def linear(context: Context, x: Array, w: Array) -> Array:
+    """x [..., K] by a weight of N rows [N, K]: x @ w^T, [..., N]."""
+    return x @ w.T
+
+
+def _expert_type(x: Type, w: Type, ids: Type) -> Type:
+    _known(w, 3, "expert_linear needs weights [E, N, K]")
+    need(ids.dtype == "i32" and len(ids.shape) > 0, f"expert_linear needs integer ids [T, U], not {ids}")
+    need(len(x.shape) > 0 and x.dtype == "f32", f"expert_linear needs rows of f32, not {x}")
+    fits = x.shape[-1] == w.shape[2]
+    need(fits, f"expert_linear: weights of {w.shape[2]} columns, input rows of {x.shape[-1]}")
+    shared = x.shape[:-1] == ids.shape[:-1]
+    need(shared or x.shape[:-1] == ids.shape, f"expert_linear: input {list(x.shape)}, ids {list(ids.shape)}")
+    return Type((*ids.shape, w.shape[1]))
+
+
+def _sample_expert(d: Draw) -> Sample:
+    rows, used, experts = d.integer(1, 4), d.integer(1, 3), d.integer(3, 5)
+    k, n = d.integer(1, 24), d.integer(1, 12)
+    x = d.pick([(rows, k), (rows, used, k)])
+    return Sample((Type(x), Type((experts, n, k)), Type((rows, used), "i32")), below={2: experts})
+
+
+@op(
+    "x w ids",
+    infer=_expert_type,
+    traits="token",
+    flops=lambda out, x, w, ids: 2 * int(np.prod(out)) * w[2],
+    sample=_sample_expert,
+)
+def expert_linear(context: Context, x: Array, w: Array, ids: Array) -> Array:
+    """Each row by its own experts' weights: x [T, K] or [T, U, K], w [E, N, K], ids [T, U] -> [T, U, N]."""
+    shared = x.ndim == ids.ndim
+    out = np.empty((*ids.shape, w.shape[1]), x.dtype)
+    for at in np.ndindex(*ids.shape):
+        out[at] = w[ids[at]] @ x[at[:-1] if shared else at]
+    return out
+
+
+def _combine_type(x: Type, w: Type) -> Type:
+    fits = x.shape[:-1] == w.shape and len(w.shape) > 1
+    need(fits, f"combine: values {list(x.shape)}, weights {list(w.shape)}")
+    need(x.dtype == w.dtype == "f32", f"combine is on f32, not on {x.dtype} and {w.dtype}")
+    return Type((*x.shape[:-2], x.shape[-1]))
+
+
+def _sample_combine(d: Draw) -> Sample:
+    rows, used, n = d.integer(1, 4), d.integer(1, 4), d.integer(1, 21)
+    return Sample((Type((rows, used, n)), Type((rows, used))))
+
+
+@op(
+    "x w",
+    infer=_combine_type,
+    traits="token",
+    flops=lambda out, x, w: 2 * int(np.prod(x)),
+    sample=_sample_combine,
+)
+def combine(context: Context, x: Array, w: Array) -> Array:
+    """The weighted sum of several vectors a token: x [T, U, N], w [T, U] -> [T, N]."""
+    return np.einsum("...un,...u->...n", x, w)
+
+
+def _embed_type(w: Type, ids: Type) -> Type:
+    _known(w, 2, "embed needs a table [V, N]")
+    need(ids.dtype == "i32", f"embed needs integer ids, not {ids.dtype}")
+    return Type((*ids.shape, w.shape[1]))
+
+
+def _sample_embed(d: Draw) -> Sample:
+    v, n, t = d.integer(1, 9), d.integer(1, 40), d.integer(1, 5)
+    return Sample((Type((v, n)), Type((t,), "i32")), below={1: v})
+
+
+@op("w ids", infer=_embed_type, traits="row token", sample=_sample_embed)
+def embed(context: Context, w: Array, ids: Array) -> Array:
+    """Rows of a table [V, N] by ids [...]: [..., N]."""
+    return w[ids]
+
+
+def _dequant_type(w: Type) -> Type:
+    need(w.dtype != "i32", "dequant is of a stored weight, not of integers")
+    return Type(w.shape)
+
+
+@op("w", infer=_dequant_type, sample=sample_one)
+def dequant(context: Context, w: Array) -> Array:
+    """A small stored weight (a norm, a scale) as f32."""
+    return w.astype(context.real)

@@ -1,0 +1,141 @@
+"""`briolette show`: the program after any stage, what the rules did, and the memory plan."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+from briolette.compiler.errors import BrioletteError
+from briolette.compiler.ir import Module, nodes_of
+from briolette.compiler.pipeline import STAGES, Form, Trace, front, optimise, stage_of
+from briolette.compiler.plan import plan
+from briolette.compiler.text import print_module
+from briolette.engine.gguf import open_gguf
+from briolette.engine.model import architecture, options_for
+
+from .terminal import busy, colours, result, result_json, table
+
+FORMS = ("decode", "prefill", "all")
+# What stands out on a terminal, as SGR codes: spec lines, weights, names, types, the ops' and blocks' words.
+PAINT = re.compile(
+    r"(?P<d>   # .*$)|(?P<green>@[^\s:\[]+)|(?P<cyan>%[\w.'@]+)|(?P<yellow>\[[^\]]*\] \w+)"
+    r"|(?P<bold>^\s*(?:module|kind|tensor|block|main|effect|return)\b)|(?P<blue>&[\w.]+|\b[a-z_]+(?=\())",
+    re.MULTILINE,
+)
+CODES = {"d": "2", "green": "32", "cyan": "36", "yellow": "33", "bold": "1", "blue": "34"}
+
+
+def show(
+    path: str,
+    stage: str,
+    form: str,
+    block: str | None,
+    full: bool,
+    stats: bool,
+    memory: bool,
+    as_json: bool,
+    options: dict[str, Any],
+) -> None:
+    if form not in FORMS:
+        raise BrioletteError(f"there is no form `{form}`; there are {', '.join(FORMS)}")
+    if stage not in STAGES:
+        raise BrioletteError(f"there is no stage `{stage}`; there are {', '.join(STAGES)}")
+    if path.endswith(".arch"):
+        raise BrioletteError(
+            f"{path} is an architecture, which is compiled for a model file: briolette show MODEL.gguf --spec {path}"
+        )
+    header = open_gguf(path).header
+    spec, kv, context, chunk = (options[key] for key in ("spec", "kv", "context", "chunk"))
+    trace = Trace()
+    with busy("compiling"):
+        module = front(architecture(spec, header), header, trace)
+        engine = options_for(header, module, kv, None, context, chunk)
+        if stats or memory or stage not in trace.modules:
+            forms = {
+                "decode": Form(tokens=1, cache=engine.cache),
+                "prefill": Form(cache=engine.cache),
+                "all": Form(logits="all", cache=engine.cache),
+            }
+            module = optimise(module, forms[form], trace)
+    rows = 1 if form == "decode" else engine.chunk
+    if stats:
+        _stats(trace, as_json)
+    elif memory:
+        _memory(module, rows, as_json)
+    else:
+        text = print_module(stage_of(trace, stage), tensors=full)
+        text = text if block is None else part(text, block)
+        if as_json:
+            result_json({"stage": stage, "form": form, "text": text})
+        else:
+            result(painted(text) if colours(sys.stdout) else text, end="")
+
+
+def part(text: str, name: str) -> str:
+    """One block of a printed program."""
+    found = re.search(rf"^(?:block )?{re.escape(name)}(?:\(.*| )\{{\n(?:.*\n)*?\}}\n", text, re.MULTILINE)
+    if found is None:
+        names = [*re.findall(r"^block ([^(]+)\(", text, re.MULTILINE), "main"]
+        shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+        raise BrioletteError(f"this stage has no block `{name}`; it has {shown}")
+    return found[0]
+
+
+def painted(text: str) -> str:
+    """A printed program with colours."""
+
+    def paint(match: re.Match[str]) -> str:
+        assert match.lastgroup is not None
+        return f"\033[{CODES[match.lastgroup]}m{match[0]}\033[0m"
+
+    return PAINT.sub(paint, text)
+
+
+def _stats(trace: Trace, as_json: bool) -> None:
+    stages = [
+        {
+            "stage": name,
+            "nodes": sum(1 for _ in nodes_of(module)),
+            "seconds": round(trace.seconds[name], 4),
+            "hits": dict(trace.hits[name].most_common()),
+        }
+        for name, module in trace.modules.items()
+    ]
+    if as_json:
+        result_json(stages)
+        return
+    rows = [["stage", "nodes", "seconds", "rule hits"]]
+    for entry in stages:
+        hits = entry["hits"]
+        assert isinstance(hits, dict)
+        first, *others = [f"{count:6} {rule}" for rule, count in hits.items()] or [""]
+        rows.append([str(entry["stage"]), str(entry["nodes"]), f"{entry['seconds']:.3f}", first])
+        rows += [["", "", "", other] for other in others]
+    result(table(rows, "lrr"))
+
+
+def _memory(module: Module, rows: int, as_json: bool) -> None:
+    found = plan(module, rows)
+    if not as_json:
+        result(found.report())
+        return
+    buffers = [
+        {
+            "name": module.names.get(b.node, b.node.op),
+            "type": str(b.node.type),
+            "offset": b.offset,
+            "bytes": b.bytes,
+            "waves": [b.first, b.last],
+        }
+        for b in found.buffers.values()
+    ]
+    result_json(
+        {
+            "rows": rows,
+            "kernels": len(found.steps),
+            "waves": found.waves,
+            "arena_bytes": found.arena,
+            "buffers": buffers,
+        }
+    )
