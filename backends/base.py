@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from briolette.compiler.dims import evaluate
 from briolette.compiler.errors import BrioletteError
-from briolette.compiler.ir import Module
+from briolette.compiler.ir import Module, topological
 
 from . import formats
 
@@ -65,18 +66,24 @@ class Backend(Protocol):
     def compile(self, module: Module, weights: Weights, options: Options) -> Engine: ...
 
 
-def checked(tokens: Sequence[int], start: int, vocabulary: int, context: int) -> NDArray[np.int32]:
+def checked(tokens: Sequence[int], start: int, ids: int, context: int) -> NDArray[np.int32]:
     """A step's token ids as an array. Raises BrioletteError for ids and positions that there are not: native
     code would read outside of its tables."""
     given = np.asarray(tokens, np.int64)
     if given.ndim != 1 or not given.size:
         raise BrioletteError("a step needs a list of at least one token")
-    if given.min() < 0 or given.max() >= vocabulary:
-        raise BrioletteError(f"token ids go from 0 to {vocabulary - 1}, not {given.min()} to {given.max()}")
+    if given.min() < 0 or given.max() >= ids:
+        raise BrioletteError(f"token ids go from 0 to {ids - 1}, not {given.min()} to {given.max()}")
     if start < 0 or start + given.size > context:
         last = start + given.size - 1
         raise BrioletteError(f"positions {start} to {last} do not fit into a context of {context}")
     return given.astype(np.int32)
+
+
+def token_ids(module: Module) -> int:
+    """How many token ids a model knows: the rows of the smallest table that tokens are looked up in."""
+    looked_up = (n for n in topological(module.roots) if n.op == "embed" and n.args[1].op == "tokens")
+    return min((evaluate(n.args[0].shape[0], {}) for n in looked_up), default=1 << 31)
 
 
 def vocabulary_of(module: Module) -> int:

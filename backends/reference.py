@@ -12,7 +12,7 @@ from briolette.compiler.ir import Module
 from briolette.compiler.ops import OPS
 from briolette.compiler.pipeline import Form, optimise
 
-from .base import F32Array, Options, Weights, array_of, checked, vocabulary_of
+from .base import F32Array, Options, Weights, array_of, checked, token_ids
 
 name = "reference"
 ops = frozenset(OPS)
@@ -32,13 +32,13 @@ class ReferenceEngine:
 
         self.interpreter = Interpreter(weight)
         self.programs: dict[str, Module] = {}
-        self.closed = False
+        self.token_ids, self.closed = token_ids(module), False
 
     def step(self, tokens: Sequence[int], start: int, logits: str = "last") -> F32Array:
         """See `base.Engine.step`."""
         if self.closed:
             raise BrioletteError("this engine has been closed")
-        ids = checked(tokens, start, vocabulary_of(self.module), self.options.context)
+        ids = checked(tokens, start, self.token_ids, self.options.context)
         if logits not in self.programs:
             self.programs[logits] = optimise(self.module, Form(logits=logits, cache=self.options.cache))
         found = self.interpreter.step(self.programs[logits].outputs, ids, start)[0]

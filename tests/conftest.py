@@ -5,11 +5,25 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def objects(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of compiled objects that all tests share: kept between runs, apart from the user's own.
+
+    Objects are named by all they depend on, so that a change of the compiler finds none of them.
+    """
+    cache = getattr(request.config, "cache", None)
+    folder = Path(cache.mkdir("briolette") if cache else tmp_path_factory.mktemp("briolette"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BRIOLETTE_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

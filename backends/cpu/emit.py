@@ -331,7 +331,7 @@ def rows_spec(item: Node) -> rows.Rows:
             roles[at.args[1]] = "positions"
     operands = []
     for param, arg in zip(block.params, item.args, strict=True):
-        role = roles.get(param) or _row_role(param.shape, shape)
+        role = roles.get(param) or _role(param.shape, shape)
         stride = 0
         if role in ("row", "summary"):
             stride = view_of(arg).row_stride()
@@ -341,14 +341,15 @@ def rows_spec(item: Node) -> rows.Rows:
     return rows.Rows(block, tuple(operands), columns, heads)
 
 
-def _row_role(shape: tuple[Dim, ...], walked: tuple[Dim, ...]) -> str:
+def _role(shape: tuple[Dim, ...], walked: tuple[Dim, ...]) -> str:
+    """How an operand of a kernel over rows of the shape `walked` is read."""
     if len(shape) == len(walked) and len(shape) > 1 and shape[:-1] == walked[:-1]:
         return "row" if shape[-1] == walked[-1] else "summary"
     if product(shape) == 1:
         return "scalar"
     if shape == walked[-1:]:
         return "vector"
-    raise NotImplementedError(f"a rows kernel over {list(walked)} cannot read {list(shape)}")
+    raise NotImplementedError(f"a kernel over rows of {list(walked)} cannot read {list(shape)}")
 
 
 def linear_spec(item: Node) -> linear.Linear:
@@ -370,10 +371,9 @@ def linear_spec(item: Node) -> linear.Linear:
             operands.append(linear.Operand("weight", format=whole.type.dtype, expert_stride=stride))
         elif first.op == "expert_linear" and param is first.args[2]:
             operands.append(linear.Operand("ids"))
-        elif param.shape == root.shape:
-            operands.append(linear.Operand("full", view_of(arg).row_stride()))
         else:
-            operands.append(linear.Operand("scalar" if product(param.shape) == 1 else "vector"))
+            role = _role(param.shape, root.shape)
+            operands.append(linear.Operand(role, view_of(arg).row_stride() if role in ("row", "summary") else 0))
     experts = first.args[2].shape[-1] if first.op == "expert_linear" else 0
     return linear.Linear(
         block,

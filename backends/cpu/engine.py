@@ -17,7 +17,7 @@ from briolette.compiler.plan import Plan, plan
 from briolette.compiler.text import print_module
 
 from .. import formats
-from ..base import F32Array, Options, Weights, array_of, checked, vocabulary_of
+from ..base import F32Array, Options, Weights, array_of, checked, token_ids, vocabulary_of
 from .build import Target
 from .emit import Emitter, Plane, layout_of
 from .jit import Library, cached_object, compile_object, object_key
@@ -89,7 +89,7 @@ class CpuEngine:
         self.decoded: dict[str, F32Array] = {}
         self.kept: list[object] = []  # memory that native code points into
         self.groups: dict[str, _Group] = {}
-        self.vocabulary = vocabulary_of(module)
+        self.vocabulary, self.token_ids = vocabulary_of(module), token_ids(module)
         runtime = Library(cached_object(object_key(self.target, ["runtime"]), self._compile_runtime), self.target)
         entries = runtime.address("worker"), runtime.address("start")
         self.team = Team(self.context.ctypes.data, options.threads, *entries, keep=(self.context, runtime))
@@ -103,7 +103,7 @@ class CpuEngine:
 
     def step(self, tokens: Sequence[int], start: int, logits: str = "last") -> F32Array:
         """See `base.Engine.step`."""
-        ids = checked(tokens, start, self.vocabulary, self.options.context)
+        ids = checked(tokens, start, self.token_ids, self.options.context)
         with self.team.mine():
             return self._step(ids, start, logits)
 

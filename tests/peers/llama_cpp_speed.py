@@ -46,7 +46,9 @@ def step(context: object, tokens: list[int]) -> float:
     """Seconds one call takes, the last token's logits included."""
     array = (llama_cpp.llama_token * len(tokens))(*tokens)
     start = time.perf_counter()
-    batch = llama_cpp.llama_batch_get_one(ctypes.cast(array, ctypes.POINTER(llama_cpp.llama_token)), len(tokens))
+    batch = llama_cpp.llama_batch_get_one(
+        ctypes.cast(array, ctypes.POINTER(llama_cpp.llama_token)), len(tokens)
+    )
     if llama_cpp.llama_decode(context, batch) != 0:
         raise SystemExit("llama_decode failed")
     llama_cpp.llama_get_logits_ith(context, -1)

@@ -33,8 +33,9 @@ PANEL_ROWS = 16  # weight rows dequantised together in the form for many tokens
 class Operand:
     """One argument of a fused product.
 
-    `role`: "x", "weight", "ids", "full" (a value per output), "vector" (a value per output column) or
-    "scalar". `stride`: floats from one row to the next. `format` and `expert_stride` (bytes) of weights.
+    `role`: "x", "weight", "ids", "row" (a value per output), "vector" (one per output column), "summary"
+    (one per output row) or "scalar". `stride`: floats from one row to the next. `format` and `expert_stride`
+    (bytes) of weights.
     """
 
     role: str
@@ -287,25 +288,27 @@ class _Emitter:
         """The block's elementwise work on the results of one row, columns column .. column + count."""
         b = self.b
         values = dict(sums)
-        for item in topological([self.spec.block.result]):
-            if item in values or item in (self.x, *self.weights):
-                continue
-            if item.op == "const":
-                values[item] = b.splat(float(item["value"]), count)
-            elif item.op == "param":
-                if self.operand[item].role != "ids":
+
+        def value(item: Node) -> Value:
+            if item not in values:
+                if item.op == "const":
+                    values[item] = b.splat(float(item["value"]), count)
+                elif item.op == "param":
                     values[item] = self.read(item, row, column, count)
-            else:
-                args = [values[arg] for arg in item.args]
-                values[item] = ELEMENTWISE[item.op](b, *args, **attributes(item))
-        return values[self.spec.block.result]
+                else:
+                    args = [value(arg) for arg in item.args]
+                    values[item] = ELEMENTWISE[item.op](b, *args, **attributes(item))
+            return values[item]
+
+        return value(self.spec.block.result)
 
     def read(self, param: Node, row: Value, column: Value, count: int) -> Value:
         b, operand, pointer = self.b, self.operand[param], self.pointer[param]
-        if operand.role == "scalar":
-            return b.splat(b.load(pointer, F32, align=4), count)
+        if operand.role in ("scalar", "summary"):
+            offset = b.mul(row, 4 * operand.stride)
+            return b.splat(b.load(pointer, F32, offset, align=4), count)
         offset = b.shl(column, 2)
-        if operand.role == "full":
+        if operand.role != "vector":  # the input itself may be added to the product
             offset = b.add(offset, b.mul(row, 4 * operand.stride))
         return b.load(pointer, b.vec(F32, count), offset, align=4)
 
