@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections import Counter
 
 from briolette.spec import tree as ast
 from briolette.spec.errors import Span, SpecError
@@ -19,26 +21,32 @@ def check_keys(tree: ast.Architecture, header: Header) -> None:
     ours = [k.removeprefix(prefix) for k in header.metadata if k.startswith(prefix)]
     unread = [key for key in ours if key not in mentioned]
     if unread:
-        names = ", ".join(prefix + key for key in unread[:5]) + (" …" if len(unread) > 5 else "")
-        plural = "keys" if len(unread) > 1 else "key"
+        names = [prefix + key for key in unread]
         section = {key: span for key, span in mentioned.items() if _section(key) == _section(unread[0])}
         ignores = [line.span for line in tree.of(ast.IgnoreKeys)]
         span, near = _nearest(unread[0], section, (*ignores, tree.span)[0])
         hint = f'{near}read the key in the spec, or write: ignore "{unread[0]}"'
-        raise SpecError(f"nothing reads the {plural} {names} of {header.source}", span, tree.source, hint)
+        raise SpecError(_unread("key", names, header), span, tree.source, hint)
 
 
 def check_tensors(tree: ast.Architecture, header: Header, known: set[str]) -> None:
     """Every tensor of the file must be read, or ignored by name."""
     unread = [name for name in header.tensors if name not in known]
     if unread:
-        names = ", ".join(unread[:5]) + (" …" if len(unread) > 5 else "")
-        what = f"{len(unread)} tensors: {names}, in" if len(unread) > 1 else f"the tensor {names} of"
+        counts = Counter(re.sub(r"^blk\.\d+", "blk.{i}", name) for name in unread)
+        names = [f"{name} ({count} layers)" if count > 1 else name for name, count in counts.items()]
+        names = unread if len(unread) == 1 else names
         mentioned = {n.text: n.span for n in walk(tree) if isinstance(n, ast.Name)}
         name = bare(unread[0])
         span, near = _nearest(name, mentioned, _home(tree, layer=unread[0].startswith("blk.")))
         hint = f"{near}use `{name}` where it belongs, or write in a block: ignore {name}"
-        raise SpecError(f"nothing reads {what} {header.source}", span, tree.source, hint)
+        raise SpecError(_unread("tensor", names, header), span, tree.source, hint)
+
+
+def _unread(what: str, names: list[str], header: Header) -> str:
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    plural = "s" * (len(names) > 1)
+    return f"{header.source}: nothing reads the {what}{plural} {shown}"
 
 
 def _section(key: str) -> str:

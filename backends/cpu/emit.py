@@ -15,7 +15,7 @@ from briolette.compiler.ops import inverse_frequencies, with_args
 from briolette.compiler.plan import Plan, base, writes_cache
 
 from .build import I64, PTR, VOID, Build, Target, Value
-from .kernels import linear, rows, small
+from .kernels import Place, linear, rows, small
 from .kernels.attend import Attend, emit_attend, scratch_bytes
 from .runtime_ir import FIELDS, emit_barrier
 from .views import view_of
@@ -156,7 +156,7 @@ class _Program:
     def pointer(self, item: Node) -> Value:
         """Where a value begins."""
         b = self.b
-        if item.op in ("weight", "dequant") or base(item).op == "weight":
+        if stored(item) is not None:
             return self.weight(item)
         view = view_of(item)
         found = self.base(view.base)
@@ -170,19 +170,26 @@ class _Program:
             return b.at(self.fields["arena"], self.plan.buffers[item].offset)
         if writes_cache(item) is not None:
             return self.plane(item)[0]
-        assert item in {base(out) for out in self.plan.module.outputs}, item
+        if [item] != [base(out) for out in self.plan.module.outputs]:
+            raise NotImplementedError(f"{item} lies nowhere: programs have one output, which a kernel computes")
         return self.fields["out"]
 
     def weight(self, item: Node) -> Value:
-        """A stored tensor, or the rows of it that a slice takes."""
-        b, skipped = self.b, 0
+        """A stored tensor, or where the part of it that is wanted begins."""
+        b, source = self.b, base(item)
+        table = b.load(self.fields["weights"], PTR, 8 * self.weight_at[source], align=8)
+        if source.type.dtype == "f32":
+            offset = view_of(item).offset
+            assert isinstance(offset, int)
+            return b.at(table, 4 * offset)
+        skipped = 0
         while item.op == "slice":
             inner = item.args[0]
             if item["axis"] != len(item.shape) - 2:
                 raise NotImplementedError(f"a slice of axis {item['axis']} of a weight {list(inner.shape)}")
             skipped += formats.row_bytes(inner.type.dtype, inner.shape[-1]) * item["start"]
             item = inner
-        return b.at(b.load(self.fields["weights"], PTR, 8 * self.weight_at[item], align=8), skipped)
+        return b.at(table, skipped)
 
     def plane(self, item: Node) -> tuple[Value, Value]:
         """A cache plane's address and capacity."""
@@ -239,6 +246,8 @@ class _Program:
 
     def small(self, item: Node, key: str, make: Callable[[str], ir.Function]) -> None:
         function = self.emitter.kernel(item.op, f"{item.op} {key}", make)
+        for arg in item.args:
+            _in_order(arg)
         args = [self.pointer(arg) for arg in item.args]
         count = self.size(item.shape[0] if item.op == "rope_table" else product(_rows_of(item)))
         self.call(function, *args, self.pointer(item), count, self.tid, self.fields["threads"])
@@ -310,9 +319,14 @@ def _int(dim: Dim) -> int:
 
 
 def row_shape(item: Node) -> tuple[Dim, ...]:
-    """The shape whose last axis a rows kernel walks."""
+    """The shape whose last axis a rows kernel walks: the result's, or what it sums up to one number a row."""
     root = item["block"].result
-    return (root.args[0] if root.op == "cache_write" else root).shape
+    shape = (root.args[0] if root.op == "cache_write" else root).shape
+    summed = {n.args[0].shape[-1] for n in topological([root]) if n.op in rows.REDUCTIONS} - {1}
+    widths = summed | ({shape[-1]} - {1})
+    if len(widths) > 1:
+        raise NotImplementedError(f"a kernel over rows of {list(shape)} that sums rows of {widths}")
+    return (*shape[:-1], *(widths or {1}))
 
 
 def rows_spec(item: Node) -> rows.Rows:
@@ -331,25 +345,51 @@ def rows_spec(item: Node) -> rows.Rows:
             roles[at.args[1]] = "positions"
     operands = []
     for param, arg in zip(block.params, item.args, strict=True):
-        role = roles.get(param) or _role(param.shape, shape)
-        stride = 0
-        if role in ("row", "summary"):
-            stride = view_of(arg).row_stride()
-        elif role == "table":
-            stride = view_of(arg).strides[0]
-        operands.append(rows.Operand(role, stride, param.type.dtype))
-    return rows.Rows(block, tuple(operands), columns, heads)
+        match roles.get(param):
+            case None:
+                operands.append(rows.Operand(*_place(param.shape, shape, arg)))
+            case "table":
+                operands.append(rows.Operand("table", Place(view_of(arg).strides[0])))
+            case "weight":
+                operands.append(rows.Operand("weight", format=param.type.dtype, row_bytes=_row_bytes(arg)))
+            case role:
+                operands.append(rows.Operand(role))
+                _in_order(arg)
+    single = block.result.op != "cache_write" and block.result.shape != shape
+    return rows.Rows(block, tuple(operands), columns, heads, single)
 
 
-def _role(shape: tuple[Dim, ...], walked: tuple[Dim, ...]) -> str:
-    """How an operand of a kernel over rows of the shape `walked` is read."""
-    if len(shape) == len(walked) and len(shape) > 1 and shape[:-1] == walked[:-1]:
-        return "row" if shape[-1] == walked[-1] else "summary"
-    if product(shape) == 1:
-        return "scalar"
-    if shape == walked[-1:]:
-        return "vector"
+def _place(shape: tuple[Dim, ...], walked: tuple[Dim, ...], arg: Node) -> tuple[str, Place]:
+    """How an operand of a kernel over rows of the shape `walked` is read, as numpy broadcasts it."""
+    shape = (1,) * (len(walked) - len(shape)) + shape
+    leading, rows_of = shape[:-1], walked[:-1]
+    if shape[-1] not in (1, walked[-1]):
+        raise NotImplementedError(f"a kernel over rows of {list(walked)} cannot read {list(shape)}")
+    wide = shape[-1] == walked[-1]
+    if all(size == 1 for size in leading):
+        if wide and view_of(arg).strides[-1:] not in ((1,), (0,), ()):
+            raise NotImplementedError(f"a vector that lies in columns of {list(base(arg).shape)}")
+        return ("vector" if wide else "scalar"), Place()
+    role, stride = ("row" if wide else "summary"), view_of(arg).row_stride()
+    for axis in range(len(leading)):
+        before, after = rows_of[:axis], rows_of[axis:]
+        if leading == before + (1,) * len(after):
+            return role, Place(stride, repeat=_int(product(after)))
+        if leading == (1,) * len(before) + after:
+            return role, Place(stride, period=_int(product(after)) if axis else 0)
     raise NotImplementedError(f"a kernel over rows of {list(walked)} cannot read {list(shape)}")
+
+
+def _in_order(item: Node) -> None:
+    if not view_of(item).contiguous:
+        raise NotImplementedError(f"{item} would have to be copied first")
+
+
+def _row_bytes(weight: Node) -> int:
+    """Bytes from one row of a stored matrix to the next."""
+    if weight.type.dtype == "f32":
+        return 4 * view_of(weight).strides[-2]
+    return formats.row_bytes(weight.type.dtype, weight.shape[-1])
 
 
 def linear_spec(item: Node) -> linear.Linear:
@@ -363,17 +403,16 @@ def linear_spec(item: Node) -> linear.Linear:
     operands = []
     for param, arg in zip(block.params, item.args, strict=True):
         if param is x:
-            operands.append(linear.Operand("x", view_of(arg).row_stride() or x.shape[-1]))
+            operands.append(linear.Operand("x", Place(view_of(arg).row_stride())))
         elif param in weights:
-            whole = base(arg)
-            row = formats.row_bytes(whole.type.dtype, whole.shape[-1])
-            stride = whole.shape[-2] * row if len(whole.shape) == 3 else 0
-            operands.append(linear.Operand("weight", format=whole.type.dtype, expert_stride=stride))
+            row, whole = _row_bytes(arg), base(arg)
+            expert = whole.shape[-2] * row if len(whole.shape) == 3 else 0
+            operands.append(linear.Operand("weight", format=arg.type.dtype, row_bytes=row, expert_bytes=expert))
         elif first.op == "expert_linear" and param is first.args[2]:
             operands.append(linear.Operand("ids"))
+            _in_order(arg)
         else:
-            role = _role(param.shape, root.shape)
-            operands.append(linear.Operand(role, view_of(arg).row_stride() if role in ("row", "summary") else 0))
+            operands.append(linear.Operand(*_place(param.shape, root.shape, arg)))
     experts = first.args[2].shape[-1] if first.op == "expert_linear" else 0
     return linear.Linear(
         block,

@@ -10,6 +10,7 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
+from briolette.compiler.dims import evaluate, product
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Module, Node
 from briolette.compiler.pipeline import Form, optimise
@@ -23,6 +24,7 @@ from .emit import Emitter, Plane, layout_of
 from .jit import Library, cached_object, compile_object, object_key
 from .runtime_ir import CONTEXT_BYTES, emit_start, emit_worker
 from .threads import Team
+from .views import view_of
 
 DTYPES = {"f32": np.float32, "f16": np.uint16, "bf16": np.uint16}  # 16-bit planes are kept as bits
 CACHE_LINE = 64
@@ -51,6 +53,7 @@ class _Group:
         key = object_key(target, [f"{p.rows}\n{print_module(p.module)}" for p in plans.values()])
         self.library = Library(cached_object(key, lambda: self.compile(target)), target)
         self.addresses = {name: self.library.address(name) for name in plans}
+        self.results = {name: view_of(plan.module.outputs[0]) for name, plan in plans.items()}
         threads = engine.options.threads
         self.arena = aligned(max(p.arena for p in plans.values()))
         self.scratch = aligned(max(1, self.layout.scratch * threads))
@@ -93,11 +96,11 @@ class CpuEngine:
         runtime = Library(cached_object(object_key(self.target, ["runtime"]), self._compile_runtime), self.target)
         entries = runtime.address("worker"), runtime.address("start")
         self.team = Team(self.context.ctypes.data, options.threads, *entries, keep=(self.context, runtime))
-        self.finalizer = weakref.finalize(self, self.team.close)
+        weakref.finalize(self, self.team.dismiss)
 
     def close(self) -> None:
         """Ends the worker threads; the engine cannot be used after."""
-        self.finalizer()
+        self.team.close()
 
     # --- running ------------------------------------------------------------------------------------
 
@@ -109,17 +112,17 @@ class CpuEngine:
 
     def _step(self, ids: NDArray[np.int32], start: int, logits: str) -> F32Array:
         if len(ids) == 1:
-            return self._run("generate", "decode", ids, start, 1)
+            return self._run("generate", "decode", ids, start)
         if logits == "all":
             chunk = min(ALL_LOGITS_CHUNK, self.options.chunk)
             parts = [ids[at : at + chunk] for at in range(0, len(ids), chunk)]
             starts = range(start, start + len(ids), chunk)
             return np.concatenate(
-                [self._run("evaluate", "all", part, at, len(part)) for part, at in zip(parts, starts, strict=True)]
+                [self._run("evaluate", "all", part, at) for part, at in zip(parts, starts, strict=True)]
             )
         chunk = self.options.chunk
         for at in range(0, len(ids), chunk):
-            result = self._run("generate", "prefill", ids[at : at + chunk], start + at, 1)
+            result = self._run("generate", "prefill", ids[at : at + chunk], start + at)
         return result
 
     def rewindable(self, end: int, to: int) -> bool:
@@ -129,14 +132,15 @@ class CpuEngine:
             self.oldest.get(capacity, 0) <= max(0, to - window + 1) for window, capacity in rings
         )
 
-    def _run(self, group: str, program: str, ids: NDArray[np.int32], start: int, rows: int) -> F32Array:
+    def _run(self, group: str, program: str, ids: NDArray[np.int32], start: int) -> F32Array:
         loaded = self.group(group)
         end = start + len(ids)
         # What rings hold, before they are written: after an interruption they may or may not have been.
         for capacity in {p.capacity for p in self.planes.values()}:
             self.oldest[capacity] = max(min(self.oldest.get(capacity, 0), start), end - capacity)
         positions = np.arange(start, end, dtype=np.int32)
-        out = np.empty((rows, self.vocabulary), np.float32)
+        result = loaded.results[program]
+        out = np.empty(evaluate(product(result.base.shape), {"T": len(ids)}), np.float32)
         fields = loaded.fields | {
             "tokens": ids.ctypes.data,
             "positions": positions.ctypes.data,
@@ -144,7 +148,7 @@ class CpuEngine:
             "rows": len(ids),
         }
         self.team.run(loaded.addresses[program], fields)
-        return out
+        return result.show(out, {"T": len(ids)}).reshape(-1, self.vocabulary)
 
     # --- programs and memory ------------------------------------------------------------------------
 

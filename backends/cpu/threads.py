@@ -21,6 +21,9 @@ from .runtime_ir import FIELDS
 # between two tokens of a running generation.
 SPINS = 50_000
 
+# Seconds of sleep: a team that is dismissed by the very thread that falls asleep is not told.
+LOOK_ANYWAY = 20.0
+
 START = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 WORKER = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
@@ -47,7 +50,7 @@ class Team:
         """Starts the workers of this process: at first, and again in a child, which inherits no threads."""
         self.process = os.getpid()
         self._field("arrived").value = 0  # another thread's step may have been on its way at the fork
-        # Reentrant, since garbage collection may close a team at any point, even inside its own worker.
+        # Reentrant, since the collector may dismiss a team at any point, even inside its own worker.
         self.lock = threading.RLock()
         self.wake = threading.Condition(self.lock)
         self.turn = threading.RLock()  # held by who makes a step
@@ -62,7 +65,7 @@ class Team:
 
     def mine(self) -> threading._RLock:
         """The lock of who makes a step. Threads that a fork left behind are started again."""
-        if self.process != os.getpid():
+        if self.process != os.getpid() and not self.closed:
             self._gather()
         return self.turn
 
@@ -81,23 +84,28 @@ class Team:
             finally:
                 self.due = False
 
+    def dismiss(self) -> None:
+        """Sends the workers home, when nobody can start a step any more.
+
+        Waits for nothing: the garbage collector calls this from any place in any thread, also in a worker.
+        """
+        self.closed = True
+        if self.process == os.getpid():  # else they live in the parent
+            with self.lock:
+                self.wake.notify_all()
+
     def close(self) -> None:
-        """Sends the workers home, after the step that is on its way if there is one."""
-        if self.process != os.getpid():
-            self.closed = True  # they live in the parent
-            return
-        with self.turn, self.lock:
-            self.closed = True
-            self.wake.notify_all()
+        """Sends the workers home, after the step that is on its way if there is one, and sees them off."""
+        with self.mine():
+            self.dismiss()
         for thread in self.workers:
-            if thread is not threading.current_thread():
-                thread.join()
+            thread.join()
 
     def _serve(self, tid: int, seen: int) -> None:
         while True:
             seen = self.work(self.context, tid, seen, SPINS)
             with self.lock:
                 while not self.due and not self.closed:
-                    self.wake.wait()
+                    self.wake.wait(LOOK_ANYWAY)
                 if self.closed:
                     return

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
-from briolette.compiler.dims import Dim, product
+import numpy as np
+from briolette.compiler.dims import Dim, evaluate, product
 from briolette.compiler.ir import Node
 from briolette.compiler.plan import is_view
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -20,13 +25,25 @@ class View:
 
     def row_stride(self) -> int:
         """Elements from one row of the last axis to the next, where that is the same for all rows."""
-        if len(self.shape) < 2:
-            return 0
-        for axis in range(len(self.shape) - 2):
-            inner = self.shape[axis + 1]
-            if self.shape[axis] != 1 and self.strides[axis] != inner * self.strides[axis + 1]:
+        leading = [
+            (size, stride) for size, stride in zip(self.shape[:-1], self.strides[:-1], strict=True) if size != 1
+        ]
+        for (_, outer), (size, inner) in pairwise(leading):
+            if outer != size * inner:
                 raise NotImplementedError(f"rows of {list(self.shape)} lie unevenly: {self.strides}")
-        return self.strides[-2]
+        return leading[-1][1] if leading else 0
+
+    def show(self, memory: NDArray[np.float32], sizes: Mapping[str, int]) -> NDArray[np.float32]:
+        """What the view shows of its base's elements."""
+        shape = tuple(evaluate(size, sizes) for size in self.shape)
+        strides = tuple(stride * memory.itemsize for stride in self.strides)
+        return as_strided(memory[evaluate(self.offset, sizes) :], shape, strides)
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether elements lie in order, without gaps."""
+        own = zip(self.shape, self.strides, _contiguous(self.shape), strict=True)
+        return all(size == 1 or stride == plain for size, stride, plain in own)
 
 
 def view_of(item: Node) -> View:
@@ -51,7 +68,7 @@ def _contiguous(shape: tuple[Dim, ...]) -> tuple[int, ...]:
 
 def _reshaped(view: View, shape: tuple[Dim, ...]) -> tuple[int, ...]:
     """Strides for another shape of the same elements in the same order, without moving any."""
-    if view.strides == _contiguous(view.shape) or product(view.shape) == 1:
+    if view.contiguous:
         return _contiguous(shape)
     kept = [(size, stride) for size, stride in zip(view.shape, view.strides, strict=True) if size != 1]
     strides: list[int] = []

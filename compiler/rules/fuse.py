@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+from ..dims import Dim
 from ..ir import Block, Module, Node, carry, topological, users
 from ..ops import OPS, node, with_args
 
@@ -35,6 +36,13 @@ def elementwise(item: Node) -> bool:
 
 def rowwise(item: Node) -> bool:
     return elementwise(item) or item.op in ROW_OPS
+
+
+def row_length(item: Node) -> Dim | None:
+    """How long the rows are that an op works along; None for one number a row, which any kernel can take."""
+    if item.op in ROW_OPS:
+        return (item if item.op == "embed" else item.args[0]).shape[-1]
+    return None if item.shape[-1:] in ((), (1,)) else item.shape[-1]
 
 
 class _Fuser:
@@ -137,8 +145,12 @@ class _Fuser:
         return (PRODUCTS[first.op], frozenset(inside)) if alike else None
 
     def inside_rows(self, start: Node) -> frozenset[Node]:
-        """The rowwise ops that a kernel over `start`'s rows computes, those of one level of shared values too."""
+        """The rowwise ops that a kernel over `start`'s rows computes, those of one level of shared values too.
+
+        All its rows are of one length, that of the first op found that tells; of others it reads sums.
+        """
         inside: set[Node] = set()
+        length: Dim | None = None
         pending = [(start, 1)] if rowwise(start) else []
         while pending:
             item, budget = pending.pop()
@@ -148,6 +160,10 @@ class _Fuser:
                 if budget == 0 or item.shape != start.shape or self.inside_products(item) is not None:
                     continue
                 budget -= 1
+            own = row_length(item)
+            if None not in (own, length) and own != length:
+                continue
+            length = length if own is None else own
             inside.add(item)
             pending += [(arg, budget) for arg in item.args]
         return frozenset(inside)

@@ -166,6 +166,25 @@ def test_a_slice_of_wider_rows(rows, target):
     close(p.run(y, rows, 3, target), p.exact(y, rows), size)
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_columns_of_a_plain_weight(rows):
+    """Stored blocks cannot be cut, but rows of f32 can."""
+    p = Program(seed=6)
+    w = node("slice", p.weight("w", 19, 64), axis=1, start=7, stop=40)
+    y = node("linear", p.input("x", rows, 33), w)
+    size = np.abs(p.decoded("x")[:rows]) @ np.abs(p.decoded("w")[:, 7:40]).T
+    close(p.run(y, rows, 2), p.exact(y, rows), size)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_result_that_is_part_of_another(rows):
+    """The memory that a program writes its output to is as large as what the kernel makes."""
+    p = Program(seed=7)
+    whole = node("linear", p.input("x", rows, 32), p.weight("w", 100, 32))
+    y = node("slice", whole, axis=1, start=50, stop=60)
+    close(p.run(y, rows, 2), p.exact(y, rows), sizes(p, "x", "w", rows)[:, 50:60])
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from(["f32", "q8_0", "mxfp4", "f16"]), st.booleans(), ROWS, st.integers(1, 4), OUTPUTS, THREADS

@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from briolette.backends.cpu.build import Build, Value
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which row of an operand belongs to row r of a result: row r / repeat % period, where there is a period.
+
+    `stride`: floats from one row of the operand to the next.
+    """
+
+    stride: int = 0
+    repeat: int = 1
+    period: int = 0
+
+    def offset(self, b: Build, row: Value) -> Value:
+        """Bytes from the operand's first row."""
+        if self.repeat > 1:
+            row = b.ir.udiv(row, b.i64(self.repeat))
+        if self.period:
+            row = b.ir.urem(row, b.i64(self.period))
+        return b.mul(row, 4 * self.stride)
 
 
 def split(b: Build, rows: Value, tid: Value, threads: Value) -> tuple[Value, Value]:

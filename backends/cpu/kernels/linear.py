@@ -23,7 +23,7 @@ from briolette.compiler.ops import attributes
 from ..blocks import emit_dot, emit_span, unit
 from ..build import F32, I32, I64, PTR, VOID, Build, Target, Value
 from ..math import ELEMENTWISE
-from . import split
+from . import Place, split
 
 PREFETCH_AHEAD = 16384  # bytes; to L2, see facts on decode kernels
 PANEL_ROWS = 16  # weight rows dequantised together in the form for many tokens
@@ -34,14 +34,15 @@ class Operand:
     """One argument of a fused product.
 
     `role`: "x", "weight", "ids", "row" (a value per output), "vector" (one per output column), "summary"
-    (one per output row) or "scalar". `stride`: floats from one row to the next. `format` and `expert_stride`
-    (bytes) of weights.
+    (one per output row) or "scalar". Of weights: their format, and bytes from one row to the next and from
+    one expert's to the next's.
     """
 
     role: str
-    stride: int = 0
+    place: Place = Place()
     format: str = "f32"
-    expert_stride: int = 0
+    row_bytes: int = 0
+    expert_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,9 @@ class _Emitter:
         def pair(index: Value, _: list[Value]) -> None:
             expert = b.ir.sext(b.load(self.pointer[ids], I32, b.shl(index, 2), align=4), I64)
             row = b.ir.sdiv(index, b.i64(spec.experts)) if spec.shared_input else index
-            x = b.at(self.pointer[self.x], b.mul(row, 4 * self.operand[self.x].stride))
+            x = b.at(self.pointer[self.x], b.mul(row, 4 * self.operand[self.x].place.stride))
             weights = [
-                b.at(self.pointer[w], b.mul(expert, self.operand[w].expert_stride)) for w in self.weights
+                b.at(self.pointer[w], b.mul(expert, self.operand[w].expert_bytes)) for w in self.weights
             ]
             self.stream(index, x, weights, b.at(self.out, b.mul(index, 4 * spec.outputs)))
 
@@ -142,8 +143,7 @@ class _Emitter:
     def dots(self, x: Value, w: Node, weight: Value, column: Value, count: int) -> Value:
         """Inner products of x with `count` weight rows from `column` on, as one vector."""
         b, inputs = self.b, self.spec.inputs
-        fmt = formats.get(self.operand[w].format)
-        row_bytes = formats.row_bytes(fmt.name, inputs)
+        fmt, row_bytes = formats.get(self.operand[w].format), self.operand[w].row_bytes
         base = b.at(weight, b.mul(column, row_bytes))
         step = unit(fmt, b.lanes)
         # Formats of plain numbers do little a turn: four vectors make the loop worth its counting.
@@ -205,8 +205,7 @@ class _Emitter:
     def unpack(self, w: Node, column: Value, size: Value, place: int) -> None:
         """Weight rows column .. column + size, dequantised into the panel."""
         b, inputs = self.b, self.spec.inputs
-        fmt = formats.get(self.operand[w].format)
-        row_bytes = formats.row_bytes(fmt.name, inputs)
+        fmt, row_bytes = formats.get(self.operand[w].format), self.operand[w].row_bytes
         step = unit(fmt, b.lanes)
         whole = inputs // step * step
 
@@ -246,7 +245,7 @@ class _Emitter:
     def tile(self, t: Value, height: int, column: Value, r: Value, width: int) -> None:
         """`height` input rows by `width` weight rows."""
         b, spec = self.b, self.spec
-        stride = 4 * self.operand[self.x].stride
+        stride = 4 * self.operand[self.x].place.stride
         xs = [b.at(self.pointer[self.x], b.mul(b.add(t, h), stride)) for h in range(height)]
         sums: list[dict[Node, Value]] = [{} for _ in range(height)]
         for place, product in enumerate(spec.products):
@@ -305,11 +304,10 @@ class _Emitter:
     def read(self, param: Node, row: Value, column: Value, count: int) -> Value:
         b, operand, pointer = self.b, self.operand[param], self.pointer[param]
         if operand.role in ("scalar", "summary"):
-            offset = b.mul(row, 4 * operand.stride)
-            return b.splat(b.load(pointer, F32, offset, align=4), count)
+            return b.splat(b.load(pointer, F32, operand.place.offset(b, row), align=4), count)
         offset = b.shl(column, 2)
         if operand.role != "vector":  # the input itself may be added to the product
-            offset = b.add(offset, b.mul(row, 4 * operand.stride))
+            offset = b.add(offset, operand.place.offset(b, row))
         return b.load(pointer, b.vec(F32, count), offset, align=4)
 
     def store(self, values: Value, out: Value, column: Value) -> None:

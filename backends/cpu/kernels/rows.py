@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from llvmlite import ir
 
@@ -20,7 +21,7 @@ from briolette.compiler.ops import OPS, attributes, with_args
 from ..blocks import emit_span, unit
 from ..build import F32, I16, I32, I64, PTR, VOID, Build, Target, Value
 from ..math import ELEMENTWISE
-from . import split
+from . import Place, split
 
 REDUCTIONS = ("sum", "mean", "max")
 
@@ -29,21 +30,25 @@ REDUCTIONS = ("sum", "mean", "max")
 class Operand:
     """One argument: `role` is "row" (a row each), "vector" (one row for all), "scalar", "summary" (a number
     a row), "table" (angles, a row a token), "ids", "positions" or "weight" (an embedding table).
-    `stride`: floats from one row to the next (for a table, from one token's angles to the next)."""
+    `place` says which row of it is read: for a table of angles the token's, else the row's own. `row_bytes`:
+    from one row of an embedding table to the next."""
 
     role: str
-    stride: int = 0
+    place: Place = Place()
     format: str = "f32"
+    row_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A fused block over rows of `columns` values, `heads` rows a token."""
+    """A fused block over rows of `columns` values, `heads` rows a token. Where the result is `single`, it is
+    one number a row."""
 
     block: Block
     operands: tuple[Operand, ...]
     columns: int
     heads: int
+    single: bool = False
 
     def scratch_bytes(self) -> int:
         """Per thread: a dequantised embedding row for every table that is looked up in."""
@@ -120,8 +125,8 @@ class _Emitter:
         for place, item in enumerate(n for n in self.order if n.op == "embed"):
             table, ids = item.args
             fmt = formats.get(self.operand[table].format)
-            index = b.ir.sext(b.load(self.pointer[ids], I32, b.shl(self.token, 2), align=4), I64)
-            source = b.at(self.pointer[table], b.mul(index, formats.row_bytes(fmt.name, columns)))
+            index = b.ir.sext(b.load(self.pointer[ids], I32, b.shl(self.row, 2), align=4), I64)
+            source = b.at(self.pointer[table], b.mul(index, self.operand[table].row_bytes))
             to = b.at(self.scratch, 4 * columns * place)
             step = unit(fmt, b.lanes)
             whole = columns // step * step
@@ -162,7 +167,7 @@ class _Emitter:
         b, operand = self.b, self.operand[param]
         offset = b.shl(column, 2)
         if operand.role == "row":
-            offset = b.add(offset, b.mul(self.row, 4 * operand.stride))
+            offset = b.add(offset, operand.place.offset(b, self.row))
         return b.load(self.pointer[param], b.vec(F32, lanes), offset, align=4)
 
     def settle(self) -> None:
@@ -173,7 +178,7 @@ class _Emitter:
                 continue
             if item.op == "param":
                 if self.operand[item].role == "summary":
-                    offset = b.mul(self.row, 4 * self.operand[item].stride)
+                    offset = self.operand[item].place.offset(b, self.row)
                     self.summary[item] = b.load(self.pointer[item], F32, offset, align=4)
             elif item.op in ELEMENTWISE and all(a.op == "const" or a in self.summary for a in item.args):
                 args = [b.f32(a["value"]) if a.op == "const" else self.summary[a] for a in item.args]
@@ -201,20 +206,26 @@ class _Emitter:
         def body(column: Value, lanes: int, carried: list[Value]) -> list[Value]:
             seen: dict[Node, Value] = {}
             values = [self.value(item.args[0], column, lanes, seen) for item in items]
-            return [b.max(v, c) if i.op == "max" else b.add(c, v) for i, c, v in zip(items, carried, values, strict=True)]
+            return [
+                larger(b, v, c) if i.op == "max" else b.add(c, v)
+                for i, c, v in zip(items, carried, values, strict=True)
+            ]
 
         init = [b.splat(-float("inf")) if item.op == "max" else b.zeros() for item in items]
         sums = self.columns(columns, body, init)
         for place, item in enumerate(items):
-            parts = [b.reduce_max(v) if item.op == "max" else b.reduce_add(v) for v in sums[place :: len(items)]]
-            total = parts[0]
-            for part in parts[1:]:
-                total = b.max(total, part) if item.op == "max" else b.add(total, part)
+            combine = partial(larger, b) if item.op == "max" else b.add
+            total, *rest = (b.reduce(v, combine) for v in sums[place :: len(items)])
+            for part in rest:
+                total = combine(total, part)
             self.summary[item] = b.div(total, b.f32(float(columns))) if item.op == "mean" else total
 
     def store_row(self) -> None:
         if self.root.op == "rotate":
             self.rotate()
+            return
+        if self.spec.single:
+            self.b.store(self.summary[self.root], self.out, self.b.shl(self.row, 2), align=4)
             return
 
         def body(column: Value, lanes: int, carried: list[Value]) -> None:
@@ -227,8 +238,7 @@ class _Emitter:
         b, (x, table) = self.b, self.root.args
         half = table.shape[1]
         assert isinstance(half, int)
-        stride = self.operand[table].stride
-        angles = b.at(self.pointer[table], b.mul(self.token, 4 * stride))
+        angles = b.at(self.pointer[table], self.operand[table].place.offset(b, self.token))
 
         def halves(column: Value, lanes: int, carried: list[Value]) -> None:
             """Pair i is (i, i + half)."""
@@ -274,3 +284,8 @@ class _Emitter:
         else:
             bits = b.to_f16_bits(values) if dtype == "f16" else b.to_bf16_bits(values)
             b.store(b.bits(bits, b.vec(I16, values.type.count)), self.out, b.shl(element, 1), align=2)
+
+
+def larger(b: Build, x: Value, y: Value) -> Value:
+    """The larger float, NaN where either is."""
+    return b.ir.select(b.ir.fcmp_unordered("uno", x, x), x, b.max(x, y))

@@ -1,0 +1,111 @@
+"""Rewrites one by one: each fires where it should, and dead work disappears."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from briolette.compiler.ir import Module, Type, topological
+from briolette.compiler.ops import node
+from briolette.compiler.pipeline import Form, Trace, front, optimise
+from briolette.compiler.rewrite import rewrite
+from briolette.compiler.rules.cache import cache_dtype
+from briolette.compiler.rules.simplify import ANGLES, SIMPLIFY
+from briolette.compiler.verify import VerifyError, verify
+from briolette.engine.gguf import open_gguf
+from briolette.spec import syntax
+
+ORACLE = Path(__file__).resolve().parents[1] / "oracle" / "models"
+X = node("param", name="x", type=Type((4, 6)))
+ONE, TWO, ZERO = (node("const", value=v) for v in (1.0, 2.0, 0.0))
+
+
+def simplified(item, rules=SIMPLIFY):
+    hits: Counter[str] = Counter()
+    module = rewrite(Module("m", "unrolled", (item,)), rules, hits)
+    return module.outputs[0], hits
+
+
+@pytest.mark.parametrize(
+    ("rule", "before", "after"),
+    [
+        ("fold-constants", node("mul", X, node("mul", TWO, TWO)), node("mul", X, node("const", value=4.0))),
+        ("constant-right", node("mul", TWO, X), node("mul", X, TWO)),
+        ("multiply-by-one", node("mul", X, ONE), X),
+        ("add-zero", node("add", X, ZERO), X),
+        (
+            "reshape-of-reshape",
+            node("reshape", node("reshape", X, shape=(24,)), shape=(2, 12)),
+            node("reshape", X, shape=(2, 12)),
+        ),
+        ("reshape-to-same", node("reshape", X, shape=(4, 6)), X),
+        ("slice-of-everything", node("slice", X, axis=1, start=0, stop=6), X),
+        (
+            "slice-of-slice",
+            node("slice", node("slice", X, axis=1, start=1, stop=6), axis=1, start=2, stop=3),
+            node("slice", X, axis=1, start=3, stop=4),
+        ),
+    ],
+)
+def test_rule_fires(rule, before, after):
+    found, hits = simplified(before)
+    assert found is after
+    assert hits[rule] == 1
+
+
+def test_rope_angles_are_shared_and_caches_get_their_type():
+    header = open_gguf(ORACLE / "gemma4_e2b.gguf").header
+    module = front(syntax.load(syntax.shipped()["gemma4"]), header)
+    hits: Counter[str] = Counter()
+    shared = rewrite(module, ANGLES, hits)
+    tables = [n for n in topological(shared.roots) if n.op == "rope_table"]
+    assert len(tables) == len(module.kinds)
+    assert hits["share-rope-angles"] > len(tables)
+    typed = rewrite(module, cache_dtype("f16"))
+    assert {n.type.dtype for n in topological(typed.roots) if n.op == "cache_write"} == {"f16"}
+
+
+def test_keys_and_values_that_nobody_reads_disappear():
+    """A spec that computes K and V in every layer: those of layers that share are dropped, weights and all."""
+    header = open_gguf(ORACLE / "gemma4_e2b.gguf").header
+    text = syntax.shipped()["gemma4"].read_text()
+    always = text.replace("if src[i] == i {", "if L > 0 {")
+    assert always != text
+    trace = Trace()
+    eager = optimise(front(syntax.parse(always), header, trace), Form(tokens=1))
+    usual = optimise(front(syntax.load(syntax.shipped()["gemma4"]), header), Form(tokens=1))
+    weights = [{n["name"] for n in topological(m.roots) if n.op == "weight"} for m in (eager, usual)]
+    assert weights[0] == weights[1]
+    read = {t.name for t in trace.modules["unrolled"].tensors}
+    assert any(name.endswith("attn_k.weight") for name in read - weights[0])
+
+
+def test_only_the_last_token_passes_the_layers_that_own_no_cache():
+    header = open_gguf(ORACLE / "gemma4_e2b.gguf").header
+    module = front(syntax.load(syntax.shipped()["gemma4"]), header)
+    last = optimise(module, Form())
+    shared = int(header.metadata["gemma4.attention.shared_kv_layers"])
+    owners = int(header.metadata["gemma4.block_count"]) - shared
+    rows = {}
+    for item in topological(last.roots):
+        names = [a["name"] for a in item.args if a.op == "weight" and "ffn_down" in a["name"]]
+        for name in names:
+            rows[int(name.split(".")[1])] = item.shape[0]
+    assert all(rows[layer] == 1 for layer in rows if layer >= owners)
+    assert all(str(rows[layer]) == "T" for layer in rows if layer < owners - 1)
+
+
+def test_the_verifier_names_stage_and_op():
+    wrong = node("add", X, TWO)
+    broken = Module("m", "unrolled", (wrong,))
+    with pytest.raises(VerifyError, match="after fused: param"):
+        verify(broken, "fused")  # a parameter outside of any block
+    header = open_gguf(ORACLE / "llama_plain.gguf").header
+    module = front(syntax.load(syntax.shipped()["llama"]), header)
+    with pytest.raises(VerifyError, match="tensor table"):
+        verify(dataclasses.replace(module, tensors=()), "unrolled")
+    with pytest.raises(VerifyError, match="does not belong"):
+        verify(module, "late", without=frozenset({"linear"}))
