@@ -1,0 +1,244 @@
+"""The cache of object files: what it is keyed by, and what may happen to its folder; portable object code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from briolette.backends.base import Options, Weights
+from briolette.backends.cpu import jit
+from briolette.backends.cpu.emit import Emitter, layout_of
+from briolette.backends.cpu.engine import GROUPS, CpuEngine
+from briolette.compiler.ops import node
+from briolette.compiler.pipeline import front
+from briolette.engine.gguf import open_gguf
+from briolette.engine.model import architecture
+from programs import ARM, HOST, PLAIN, RUNNABLE, Program, T, undefined
+
+MODELS = Path(__file__).parents[1] / "oracle" / "models"
+WHOLE = ("gemma4_e2b", "gemma4_moe", "llama_plain")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A cache of this test's own."""
+    monkeypatch.setenv("BRIOLETTE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "objects"
+
+
+def run(columns: int = 8, scale: float = 1.0, **how: object) -> np.ndarray:
+    """Compiles (or finds) the runtime and two small programs, and runs one."""
+    p = Program(seed=1)
+    heads = node("reshape", p.input("x", 4, columns), shape=(T, 1, columns))
+    cache = str(how.get("cache", "f32"))
+    k, v = (
+        node("cache_write", heads, node("position", rows=T), slot=0, plane=plane, dtype=cache) for plane in "kv"
+    )
+    y = node("attend", heads, k, v, node("position", rows=T), scale=scale)
+    engine = p.engine(node("reshape", y, shape=(T, columns)), **how)
+    found = engine.step([0], 0)
+    engine.close()
+    return found
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def forbid_compiling(monkeypatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise AssertionError("compiled what the cache should have had")
+
+    monkeypatch.setattr("briolette.backends.cpu.engine.compile_object", fail)
+
+
+def test_second_run_compiles_nothing(folder, monkeypatch):
+    first = run()
+    assert len(files(folder)) == 2  # the runtime's and the programs'
+    assert all(name.endswith(".o") for name in files(folder))
+    forbid_compiling(monkeypatch)
+    assert np.array_equal(run(), first)
+    assert np.array_equal(run(threads=3), first)
+    assert np.array_equal(run(context=64), first)  # neither is part of the code
+
+
+def test_what_the_key_depends_on(folder, monkeypatch):
+    seen = 0
+
+    def one_more(**how: object) -> None:
+        nonlocal seen
+        run(**how)
+        assert len(files(folder)) > seen, how
+        seen = len(files(folder))
+
+    one_more()
+    one_more(columns=9)
+    one_more(scale=0.5)
+    one_more(cache="f16")
+    one_more(cache="bf16")
+    one_more(chunk=5)  # buffers lie elsewhere
+    one_more(target=replace(HOST, lanes=4))
+    if not HOST.arm:
+        one_more(target=PLAIN)
+    monkeypatch.setattr(jit, "code_version", lambda: "another")
+    one_more()
+
+
+def test_the_code_version_covers_the_compiler():
+    """The sources of everything between a printed module and its machine code."""
+    jit.code_version.cache_clear()
+    read, original = [], Path.read_bytes
+
+    def spy(path: Path) -> bytes:
+        read.append(path.name)
+        return original(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "read_bytes", spy)
+        version = jit.code_version()
+    assert {"plan.py", "ops.py", "emit.py", "linear.py", "runtime_ir.py", "formats.py", "views.py"} <= set(read)
+    assert jit.code_version() == version
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "flipped", "no object at all"])
+def test_damaged_objects_are_compiled_again(folder, damage):
+    expected = run()
+    good = files(folder)
+    for name, content in good.items():
+        broken = {
+            "empty": b"",
+            "truncated": content[: len(content) // 2],
+            "flipped": content[:100] + bytes([content[100] ^ 1]) + content[101:],
+            "no object at all": b"not found" * 20,
+        }[damage]
+        (folder / name).write_bytes(broken)
+    assert np.array_equal(run(), expected)
+    assert files(folder).keys() == good.keys()
+    assert all(jit.hashlib.sha256(c[32:]).digest() == c[:32] for c in files(folder).values())
+
+
+def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BRIOLETTE_CACHE", str(tmp_path / "file" / "cache"))
+    assert run().shape == (1, 8)
+
+
+def test_a_folder_that_cannot_be_written(folder, monkeypatch):
+    expected = run()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jit.tempfile, "mkstemp", full)
+    for path in folder.iterdir():
+        path.unlink()
+    assert np.array_equal(run(), expected)
+    assert not files(folder)
+
+
+def test_a_write_that_fails_leaves_nothing(folder, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jit.os, "replace", full)
+    assert run().shape == (1, 8)
+    assert not files(folder)
+
+
+def test_no_home(monkeypatch):
+    monkeypatch.delenv("BRIOLETTE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(jit.Path, "home", nobody)
+    assert jit.cached_object("key", lambda: b"made") == b"made"
+
+
+def test_the_folder_is_bounded(folder, monkeypatch):
+    """What was not used for longest goes first; what killed writers left goes after an hour."""
+    for i in range(4):
+        jit.cached_object(f"key{i}", lambda: bytes(1000))
+        os.utime(folder / f"key{i}.o", (i, i))
+    (folder / (jit.WRITING + "dead")).write_bytes(b"half")
+    os.utime(folder / (jit.WRITING + "dead"), (0, 0))
+    (folder / (jit.WRITING + "live")).write_bytes(b"half")
+    assert jit.cached_object("key0", lambda: b"") == bytes(1000)  # used: now the last to go
+    monkeypatch.setattr(jit, "CACHE_LIMIT", 3100)
+    jit.cached_object("key4", lambda: bytes(1000))
+    assert set(files(folder)) == {"key0.o", "key3.o", "key4.o", jit.WRITING + "live"}
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {folder!r})
+from test_jit import run
+sys.stdin.read()  # all begin at once
+print(run(columns=48).tobytes().hex())
+"""
+
+
+def test_processes_that_compile_at_once(folder):
+    script = SCRIPT.format(folder=os.path.dirname(__file__))
+    start = [sys.executable, "-c", script]
+    ends = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [subprocess.Popen(start, text=True, **ends) for _ in range(4)]
+    time.sleep(0.5)
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.close()
+    found = {process.stdout.read() for process in processes if process.stdout}
+    assert [process.wait() for process in processes] == [0] * 4
+    for process in processes:
+        process.stdout.close()
+        process.stderr.close()
+    assert len(found) == 1
+    assert found != {""}
+    assert len(files(folder)) == 2
+    assert all(jit.hashlib.sha256(c[32:]).digest() == c[:32] for c in files(folder).values())
+
+
+# --- other machines ---------------------------------------------------------------------------------
+
+
+def opened(name: str, **how: object) -> tuple[CpuEngine, dict[str, np.ndarray]]:
+    file = open_gguf(MODELS / f"{name}.gguf")
+    module = front(architecture(None, file.header), file.header)
+    options = Options(context=64, chunk=7, threads=2)
+    engine = CpuEngine(module, Weights(file.tensor_bytes), options, **how)
+    return engine, dict(np.load(MODELS / f"{name}.npz"))
+
+
+@pytest.mark.parametrize("target", [ARM, PLAIN], ids=["aarch64", "x86-64"])
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_models_for_other_machines(name, target):
+    """Code for AArch64 and for any x86-64 needs nothing from outside but these functions of the C library."""
+    engine, _ = opened(name)  # for this machine; nothing is run
+    for programs in GROUPS.values():
+        plans = {program: engine.plan(program) for program in programs}
+        emitter, layout = Emitter(target), layout_of(list(plans.values()))
+        for program, plan in plans.items():
+            emitter.program(program, plan, layout)
+        code = jit.compile_object(emitter.module, target)
+        assert undefined(code) <= {"sched_yield", "cos", "sin", "memcpy", "memset", "memmove"}
+    engine.close()
+
+
+@pytest.mark.parametrize("machine", RUNNABLE)
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_models_as_older_machines(name, machine):
+    engine, answers = opened(name, target=RUNNABLE[machine])
+    found = engine.step(answers["tokens"], 0, "all")
+    assert np.linalg.norm(found - answers["logits"]) <= 1e-5 * np.linalg.norm(answers["logits"])
+    engine.step(answers["tokens"][:-1], 0)
+    last = engine.step(answers["tokens"][-1:], len(answers["tokens"]) - 1)[0]
+    wanted = answers["logits"][-1]
+    assert np.linalg.norm(last - wanted) <= 2e-5 * np.linalg.norm(wanted)
+    engine.close()
