@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-from briolette.compiler.errors import BrioletteError
 from numpy.typing import NDArray
+
+from briolette.compiler.errors import BrioletteError
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,7 @@ def elaborate(tree: ast.Architecture, header: Header) -> Module:
     try:
         return Elaborator(tree, header).module()
     except RecursionError:
-        raise SpecError(
-            f"{tree.span.file}: expressions are nested too deeply, or refer to each other"
-        ) from None
+        raise SpecError(f"{tree.span.file}: expressions are nested too deeply, or refer to each other") from None
 
 
 class Elaborator:
@@ -46,7 +44,7 @@ class Elaborator:
         if header.architecture and header.architecture != tree.name:
             hint = f"this spec is for {tree.name}; each architecture has a file of its own"
             message = f"{header.source} is a model of the architecture {header.architecture}"
-            raise SpecError(message, tree.span, hint=hint)
+            raise SpecError(message, tree.lines[0].span, tree.source, hint)
         self.params = {p.name: p for p in tree.of(ast.Param)}
         self.lets = {p.name: p for p in tree.of(ast.Let)}
         self.kinds = list(tree.of(ast.Kind))
@@ -75,9 +73,7 @@ class Elaborator:
             self.require(line)
         model, frame = next(self.tree.of(ast.Model)), Frame()
         if len(model.args) != 1:
-            self.fail(
-                "model takes one argument, the tokens", model.span, "such as `model(tokens: [T]) -> [T, V]`"
-            )
+            self.fail("model takes one argument, the tokens", model.span, "such as `model(tokens: [T]) -> [T, V]`")
         tokens = node("tokens", rows=TOKENS)
         if model.args[0].shape is not None:
             self.evaluator.annotate(tokens, model.args[0].shape, frame, model.args[0].span)
@@ -176,9 +172,7 @@ class Elaborator:
 
     # --- blocks and statements -----------------------------------------------------------------------
 
-    def block(
-        self, block: ast.Block, args: list[Any], outer: Frame, span: Span
-    ) -> tuple[Block, tuple[Node, ...]]:
+    def block(self, block: ast.Block, args: list[Any], outer: Frame, span: Span) -> tuple[Block, tuple[Node, ...]]:
         """The block elaborated for these arguments; those that depend on tokens become its parameters."""
         if len(args) != len(block.args):
             names = ", ".join(a.name for a in block.args)
@@ -285,9 +279,7 @@ class Elaborator:
             self.fail(f"a loop calls a block, and `{call.function}` is none", call.span)
         if self.layer_count:
             self.fail("a second loop", line.span, "a model has one stack of layers")
-        count = self.evaluator.integer(
-            self.evaluator.value(line.count, frame), "the number of layers", line.count.span
-        )
+        count = self.evaluator.integer(self.evaluator.value(line.count, frame), "the number of layers", line.count.span)
         self.layer_count = count
         for expr in call.args:
             if not isinstance(expr, ast.Name):
@@ -318,9 +310,7 @@ class Elaborator:
         if self.evaluator.test(line.test, Frame()):
             return
         names = dict.fromkeys(n.text for n in ast.walk(line.test) if isinstance(n, ast.Name))
-        found = [
-            f"`{n}` is {describe(self.known[n]).removeprefix('the text ')}" for n in names if n in self.known
-        ]
+        found = [f"`{n}` is {describe(self.known[n]).removeprefix('the text ')}" for n in names if n in self.known]
         hint = f"here {', '.join(found)}" if found else ""
         self.fail(f"{self.header.source}: {line.why}", line.test.span, hint)
 
@@ -380,7 +370,5 @@ class Elaborator:
             for entry in kind.body.lines:
                 assert isinstance(entry, ast.Entry)
                 value = self.evaluator.name(entry.name, entry.span, frame)
-                rows.append(
-                    (entry.name, value["name"] if isinstance(value, Node) and value.op == "weight" else value)
-                )
+                rows.append((entry.name, value["name"] if isinstance(value, Node) and value.op == "weight" else value))
             yield kind.name, layers, tuple(rows)

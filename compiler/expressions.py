@@ -218,9 +218,7 @@ class Evaluator:
         sides = (left, right)
         if op in ("==", "!="):
             if any(isinstance(side, Node | Affine) for side in sides) and None not in sides:
-                self.owner.fail(
-                    "a condition cannot depend on the tokens", span, "only `none` can be compared with it"
-                )
+                self.owner.fail("a condition cannot depend on the tokens", span, "only `none` can be compared with it")
             return (left is right if None in sides else bool(left == right)) is (op == "==")
         if any(isinstance(side, Node) for side in sides):
             if op not in _NODE_OPS:
@@ -406,11 +404,7 @@ class Evaluator:
         block, function = self.owner.blocks.get(call.function), FUNCTIONS.get(call.function)
         if block is None and function is None:
             near = difflib.get_close_matches(call.function, [*FUNCTIONS, *self.owner.blocks, "has"], 1)
-            hint = (
-                f"did you mean `{near[0]}`?"
-                if near
-                else f"there are {', '.join(sorted([*FUNCTIONS, 'has']))}"
-            )
+            hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(sorted([*FUNCTIONS, 'has']))}"
             self.owner.fail(f"there is no function or block `{call.function}`", call.span, hint)
         args = [self.value(expr, frame) for expr in (*first, *call.args)]
         named = {key: self.value(expr, frame) for key, expr in call.named}
@@ -440,9 +434,7 @@ _NUMBER_OPS: dict[str, Callable[[Any, Any], Any]] = {
 
 def _reads_keys(expr: ast.Expr) -> bool:
     """Whether `or` after this expression means "or else", rather than the logical or."""
-    return isinstance(expr, ast.Key) or (
-        isinstance(expr, ast.Binary) and expr.op == "or" and _reads_keys(expr.right)
-    )
+    return isinstance(expr, ast.Key) or (isinstance(expr, ast.Binary) and expr.op == "or" and _reads_keys(expr.right))
 
 
 def _weights_of(value: Node) -> str:
@@ -452,7 +444,5 @@ def _weights_of(value: Node) -> str:
     if value.op == "linear":
         w = value.args[1]
         size = "x".join(map(str, w.shape))
-        return (
-            f"{w.get('name', 'the weight')} is {size}" if w.op == "weight" else f"the weight slice is {size}"
-        )
+        return f"{w.get('name', 'the weight')} is {size}" if w.op == "weight" else f"the weight slice is {size}"
     return ""

@@ -81,9 +81,7 @@ def rms(e: Evaluator, span: Span, frame: Frame, x: Any, w: Any = None, eps: Any 
     x = e.value_of(x, "rms", span)
     if eps is None:
         if not e.declared("eps", frame, span):
-            e.owner.fail(
-                "rms needs `eps`", span, 'declare it, such as: param eps = "attention.layer_norm_rms_epsilon"'
-            )
+            e.owner.fail("rms needs `eps`", span, 'declare it, such as: param eps = "attention.layer_norm_rms_epsilon"')
         eps = e.name("eps", span, frame)
     weights = () if w is None else (e.value_of(w, "the weight of rms", span),)
     return e.make("rms_norm", span, x, *weights, eps=e.number(eps, "eps", span))
@@ -144,9 +142,7 @@ def attend(
     `window` positions; scores are capped before the mask; a softcap of 0 is none."""
     q = e.value_of(q, "the query", span)
     if not isinstance(cache, CacheSlot):
-        e.owner.fail(
-            f"attend reads a cache, not {describe(cache)}", span, "such as attend(q, cache[i], scale=1)"
-        )
+        e.owner.fail(f"attend reads a cache, not {describe(cache)}", span, "such as attend(q, cache[i], scale=1)")
     k, v = e.owner.read_cache(cache, frame, span)
     if not q.shape:
         e.owner.fail("attend needs heads [T, H, D]", span)

@@ -11,7 +11,6 @@ from .dims import Dim, evaluate
 from .ir import Block, Node, topological
 from .ops import OPS, Array, attributes
 
-
 Watch = Callable[[Node, Array], None]
 
 
@@ -37,9 +36,7 @@ class Interpreter:
         self.sizes = {"T": len(self.tokens), "C": start + len(self.tokens)}
         return self.evaluate(outputs, {})
 
-    def evaluate(
-        self, roots: Sequence[Node], given: Mapping[Node, Array], watch: Watch | None = None
-    ) -> list[Array]:
+    def evaluate(self, roots: Sequence[Node], given: Mapping[Node, Array], watch: Watch | None = None) -> list[Array]:
         """The values of some nodes. `watch(node, value)` sees every value on the way."""
         values = dict(given)
         for item in topological(roots):

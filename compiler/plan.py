@@ -15,7 +15,7 @@ from .ops import OPS
 
 ALIGN = 64
 SIZES = {"f32": 4, "i32": 4}
-LEAVES = frozenset({"const", "weight", "tokens", "position"})
+LEAVES = frozenset({"const", "weight", "dequant", "tokens", "position"})  # a `dequant` is made at load
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,7 @@ def _lifetimes(module: Module, waves: dict[Node, int]) -> dict[Node, tuple[int, 
 
 def _place(values: list[tuple[Node, int, int]], rows: int) -> tuple[dict[Node, Buffer], int]:
     """Largest first, each at the lowest offset where nothing alive at the same time lies."""
-    sized = [
-        (n, _align(SIZES[n.type.dtype] * evaluate(product(n.shape), {"T": rows})), a, z) for n, a, z in values
-    ]
+    sized = [(n, _align(SIZES[n.type.dtype] * evaluate(product(n.shape), {"T": rows})), a, z) for n, a, z in values]
     placed: list[Buffer] = []
     for item, size, first, last in sorted(sized, key=lambda v: -v[1]):
         offset = 0

@@ -75,7 +75,7 @@ def rewrite(
             found: Match = {}
             if candidate.pattern is not None and not candidate.pattern.match(item, found):
                 continue
-            new = candidate.build(item, found)
+            new: Node | None = candidate.build(item, found)
             if new is not None and new is not item:
                 counted[candidate.name] += 1
                 if watch is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from .header import TensorInfo
 from .ir import Block, Module, Node, called, nodes_of
 from .ops import OPS, TypeRuleError, attributes
 
@@ -41,7 +44,7 @@ def verify(module: Module, stage: str = "", without: frozenset[str] = frozenset(
             _check_block(block, where)
 
 
-def _check_weight(item: Node, tensors: dict[str, object], where: str) -> None:
+def _check_weight(item: Node, tensors: Mapping[str, TensorInfo], where: str) -> None:
     if item["name"] not in tensors:
         raise VerifyError(f"{where} @{item['name']} is not in the tensor table")
 

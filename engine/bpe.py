@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Callable
 
 import numpy as np
+
 from briolette.engine.gguf import StringArray
 
 Lookup = Callable[[bytes], int | None]

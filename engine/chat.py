@@ -14,11 +14,12 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from briolette.compiler.errors import BrioletteError
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from briolette.compiler.errors import BrioletteError
 
 _FILE = "<template>"  # jinja's name for a template that is not a file
 

@@ -77,9 +77,7 @@ Kv = Annotated[
 Backend = Annotated[str, typer.Option(help="cpu, or reference (numpy, slow).", rich_help_panel=ENGINE)]
 Spec = Annotated[
     str | None,
-    typer.Option(
-        help="An .arch file instead of the shipped one, or a shipped one's name.", rich_help_panel=ENGINE
-    ),
+    typer.Option(help="An .arch file instead of the shipped one, or a shipped one's name.", rich_help_panel=ENGINE),
 ]
 Chunk = Annotated[int, typer.Option(min=1, help="Tokens a prefill step takes.", rich_help_panel=ENGINE)]
 
@@ -98,15 +96,11 @@ TopK = Annotated[
 ]
 TopP = Annotated[
     float | None,
-    typer.Option(
-        min=0, max=1, help="Only the likeliest tokens of this total probability.", rich_help_panel=SAMPLING
-    ),
+    typer.Option(min=0, max=1, help="Only the likeliest tokens of this total probability.", rich_help_panel=SAMPLING),
 ]
 MinP = Annotated[
     float | None,
-    typer.Option(
-        min=0, max=1, help="Only tokens this times as probable as the likeliest.", rich_help_panel=SAMPLING
-    ),
+    typer.Option(min=0, max=1, help="Only tokens this times as probable as the likeliest.", rich_help_panel=SAMPLING),
 ]
 RepeatPenalty = Annotated[
     float | None,
@@ -147,21 +141,13 @@ def briolette(
 )
 def run(
     model: Path_,
-    prompt: Annotated[
-        str | None, typer.Argument(help="The text to continue; else --file, or standard input.")
-    ] = None,
-    file: Annotated[
-        str | None, typer.Option(help="Read the prompt from a file; - is standard input.")
-    ] = None,
+    prompt: Annotated[str | None, typer.Argument(help="The text to continue; else --file, or standard input.")] = None,
+    file: Annotated[str | None, typer.Option(help="Read the prompt from a file; - is standard input.")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=0, help="Most tokens to write.")] = 256,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End before this text; may be given several times.")
-    ] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     echo: Annotated[
         bool | None,
-        typer.Option(
-            "--echo/--no-echo", help="Print the prompt too. (default: on a terminal)", show_default=False
-        ),
+        typer.Option("--echo/--no-echo", help="Print the prompt too. (default: on a terminal)", show_default=False),
     ] = None,
     stats: Stats = False,
     as_json: Json = False,
@@ -282,9 +268,7 @@ def chat(
 def inspect(
     model: Path_,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
-    keys: Annotated[
-        bool, typer.Option("--keys", help="List the metadata; long arrays are shortened.")
-    ] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="List the metadata; long arrays are shortened.")] = False,
     as_json: Json = False,
     context: Context = None,
     kv: Kv = None,
@@ -320,9 +304,7 @@ def show(
     stats: Annotated[
         bool, typer.Option("--stats", help="Instead: nodes, seconds and rule hits of each stage.")
     ] = False,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Instead: the plan of the activations' memory.")
-    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Instead: the plan of the activations' memory.")] = False,
     as_json: Json = False,
     context: Context = None,
     kv: Kv = None,
@@ -341,9 +323,7 @@ def show(
 )
 def fmt(
     files: Annotated[list[str], typer.Argument(metavar="FILES...", help=".arch files; - is standard input.")],
-    check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; exit with 1 if a file would change.")
-    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 1 if a file would change.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Write nothing; print what would change.")] = False,
 ) -> None:
     """Brings architecture files into their one canonical layout."""

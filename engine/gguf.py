@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Generic, NoReturn, TypeVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
+
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header, TensorInfo
-from numpy.typing import NDArray
 
 # Format number -> (name, weights in a block, bytes in a block), from enum ggml_type and the structs of
 # ggml-common.h. A missing number is a format that ggml has removed.
@@ -190,9 +191,7 @@ def open_gguf(path: str | Path) -> GgufFile:
         return opened
     count = int(matched["count"])
     if not 1 <= int(matched["number"]) <= count:
-        raise BrioletteError(
-            f"{path}: the name says file {matched['number']} of {count}; give the file its name back"
-        )
+        raise BrioletteError(f"{path}: the name says file {matched['number']} of {count}; give the file its name back")
     shards = [path.with_name(f"{matched['stem']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
     # All of them first: it is kinder to hear of the missing file before the others are read.
     if missing := [shard for shard in shards if not shard.exists()] if path.exists() else []:
@@ -215,16 +214,12 @@ def _join(path: Path, parts: list[GgufFile]) -> GgufFile:
                 f"which is not what its name says; {_AGAIN}"
             )
         if twice := tensors.keys() & part.header.tensors.keys():
-            raise BrioletteError(
-                f"{part.path}: tensor {min(twice)!r} is in an earlier part of the model too; {_AGAIN}"
-            )
+            raise BrioletteError(f"{part.path}: tensor {min(twice)!r} is in an earlier part of the model too; {_AGAIN}")
         tensors.update(part.header.tensors)
         places.update(part._places)
     first = parts[0].header
     if (told := first.metadata.get("split.tensors.count", len(tensors))) != len(tensors):
-        raise BrioletteError(
-            f"{parts[0].path}: the parts hold {len(tensors)} tensors together, not {told}; {_AGAIN}"
-        )
+        raise BrioletteError(f"{parts[0].path}: the parts hold {len(tensors)} tensors together, not {told}; {_AGAIN}")
     header = replace(first, tensors=tensors, source=str(path))
     return GgufFile(path, header, tuple(p.path for p in parts), sum(p.size for p in parts), places)
 
@@ -261,9 +256,7 @@ class _Reader:
         """`count` if that many elements of at least `least` bytes can still follow; raises otherwise."""
         if count * least > self.size - self.pos:
             left = self.size - self.pos
-            self.fail(
-                f"the file ends inside {self.where}, which needs {count * least} bytes where {left} are left"
-            )
+            self.fail(f"the file ends inside {self.where}, which needs {count * least} bytes where {left} are left")
         return count
 
     def scalar(self, kind: struct.Struct) -> int:
@@ -284,15 +277,11 @@ class _Reader:
     def file(self) -> GgufFile:
         version = self.scalar(_U32)
         if version and version & 0xFFFF == 0:
-            self.fail(
-                "this is a big-endian GGUF file, for machines of another kind", "get the little-endian file"
-            )
+            self.fail("this is a big-endian GGUF file, for machines of another kind", "get the little-endian file")
         if version == 1:
             self.fail("this is a GGUF file of the old version 1", "convert the model again, to version 3")
         if version not in (2, 3):
-            self.fail(
-                f"this is a GGUF file of version {version}, where 2 and 3 are known", "update briolette"
-            )
+            self.fail(f"this is a GGUF file of version {version}, where 2 and 3 are known", "update briolette")
         tensor_count, key_count = self.scalar(_U64), self.scalar(_U64)
         self.where = "the metadata"
         self.need(key_count, 8 + 4 + 1)
@@ -326,9 +315,7 @@ class _Reader:
         if kind == _ARRAY:
             return self.array(1)
         if kind not in _SCALARS:
-            self.fail(
-                f"{self.where} has the unknown type {kind}", "update briolette, or convert the file again"
-            )
+            self.fail(f"{self.where} has the unknown type {kind}", "update briolette, or convert the file again")
         value = self.scalar(_SCALARS[kind][0])
         return bool(value) if kind == _BOOL else value
 
@@ -430,9 +417,7 @@ class _Reader:
         data = np.frombuffer(self.data, np.uint8)
         for name, length, offset in spans:
             if offset % alignment:
-                self.fail(
-                    f"tensor {name!r} begins at offset {offset}, no multiple of the alignment {alignment}"
-                )
+                self.fail(f"tensor {name!r} begins at offset {offset}, no multiple of the alignment {alignment}")
             if base + offset + length > self.size:
                 self.fail(
                     f"tensor {name!r} needs the file's bytes {base + offset} to {base + offset + length}, "

@@ -201,7 +201,7 @@ class Model:
         self.cached = self.cached[:start]  # if the step is interrupted, no more than this is known to be there
         chunk = len(ids) if self.progress is None else self.options.chunk
         for at in range(start, len(ids), chunk):
-            result = self.engine.step(ids[at : at + chunk], at)[-1]
+            result: NDArray[np.float32] = self.engine.step(ids[at : at + chunk], at)[-1]
             self.cached = ids[: at + chunk]
             if self.progress is not None:
                 self.progress(min(at + chunk, len(ids)) - start, len(ids) - start)
@@ -281,7 +281,7 @@ class Model:
         """The logits after tokens of which the cache holds all but the last, unless it was used in between."""
         if self.cached != ids[:-1]:
             return self.prefill(ids)
-        result = self.engine.step(ids[-1:], len(self.cached))[0]
+        result: NDArray[np.float32] = self.engine.step(ids[-1:], len(self.cached))[0]
         self.cached.append(ids[-1])
         return result
 
@@ -294,7 +294,8 @@ class Model:
             raise BrioletteError(f"token id {wrong} is outside the vocabulary of {self.vocabulary}")
         if len(ids) > self.options.context:
             raise BrioletteError(
-                f"{len(ids)} tokens do not fit into a context of {self.options.context}; load the model with a larger context"
+                f"{len(ids)} tokens do not fit into a context of {self.options.context}; "
+                "load the model with a larger context"
             )
         return ids
 

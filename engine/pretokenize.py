@@ -63,9 +63,7 @@ _PLAIN = Pretokenizer((_GPT2,))
 _DIGITS = Pretokenizer((r"\p{N}", _GPT2))
 _LLAMA3 = Pretokenizer((_WORDS % "{1,3}",))
 _QWEN2 = Pretokenizer((_WORDS % "",))
-_QWEN35 = Pretokenizer(
-    (_SHORT + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|" + _SPACES,)
-)
+_QWEN35 = Pretokenizer((_SHORT + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|" + _SPACES,))
 _FALCON = Pretokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]"))
 _DEEPSEEK_CODER = Pretokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}"))
 _GPT4O = Pretokenizer((_CASED % {"short": f"(?:{_SHORT})?", "digits": "{1,3}"},))
@@ -74,9 +72,7 @@ _TEKKEN = Pretokenizer((_CASED % {"short": "", "digits": ""},), ignore_merges=Tr
 PRETOKENIZERS: dict[str, Pretokenizer] = {
     "default": _DEFAULT,
     **dict.fromkeys(["gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "exaone4", "modern-bert"], _PLAIN),
-    **dict.fromkeys(
-        ["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"], _DIGITS
-    ),
+    **dict.fromkeys(["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"], _DIGITS),
     **dict.fromkeys(["dbrx", "smaug-bpe"], _LLAMA3),
     **dict.fromkeys(
         ["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2"],

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from briolette.compiler.errors import BrioletteError
 from numpy.typing import NDArray
+
+from briolette.compiler.errors import BrioletteError
 
 _NUCLEUS_GUESS = 1024  # the likeliest tokens among which top_p looks first, before it sorts them all
 
@@ -94,9 +95,7 @@ class Sampler:
     def _candidates(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
         """The tokens that top_k, top_p and min_p leave."""
         options = self.sampling
-        tokens = (
-            _largest(logits, options.top_k) if 0 < options.top_k < len(logits) else np.arange(len(logits))
-        )
+        tokens = _largest(logits, options.top_k) if 0 < options.top_k < len(logits) else np.arange(len(logits))
         if options.top_p < 1:
             tokens = self._nucleus(logits, tokens)
         if options.min_p > 0:

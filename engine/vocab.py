@@ -7,12 +7,13 @@ from functools import cached_property
 from typing import NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
+
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header
 from briolette.engine.bpe import Lookup, index
 from briolette.engine.gguf import NumberArray, StringArray
 from briolette.engine.pretokenize import SYMBOL_BYTES
-from numpy.typing import NDArray
 
 MODELS = ("gemma4", "llama", "gpt2")
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type

@@ -9,6 +9,7 @@ import numpy as np
 
 import briolette
 from briolette.spec import syntax
+
 from models import gemma3
 
 BEFORE, AFTER = "rms(attn_q_norm)", "rms()"  # what if the query norm had no weight?
@@ -25,7 +26,8 @@ def main(path: str) -> None:
     text = syntax.shipped()["gemma3"].read_text()
     print(f"as shipped:            {'  '.join(likeliest(briolette.load(path), PROMPT))}")
     # The weight would now go unread, which is an error; the changed file must say that it means it.
-    changed = text.replace(BEFORE, AFTER).replace("h = x |> rms(attn_norm)", "h = x |> rms(attn_norm)\n  ignore attn_q_norm")
+    changed = text.replace(BEFORE, AFTER)
+    changed = changed.replace("h = x |> rms(attn_norm)", "h = x |> rms(attn_norm)\n  ignore attn_q_norm")
     model = briolette.load(path, spec=syntax.parse(changed, "changed.arch"))
     print(f"{BEFORE} -> {AFTER}: {'  '.join(likeliest(model, PROMPT))}")
 

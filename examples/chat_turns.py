@@ -4,6 +4,7 @@ import sys
 
 import briolette
 from briolette.engine.session import Chat
+
 from models import smollm2
 
 

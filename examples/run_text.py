@@ -3,6 +3,7 @@
 import sys
 
 import briolette
+
 from models import gemma3
 
 

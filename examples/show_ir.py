@@ -9,6 +9,7 @@ import briolette
 from briolette.compiler.pipeline import Form, Trace, optimise
 from briolette.compiler.plan import plan
 from briolette.compiler.text import print_module
+
 from models import gemma3
 
 

@@ -67,18 +67,14 @@ class _Checker:
 
     def twice(self, name: str, span: Span) -> NoReturn:
         what, first = self.declared[name]
-        self.fail(
-            f"`{name}` is declared twice", span, f"line {first.line} makes it {what}; choose another name"
-        )
+        self.fail(f"`{name}` is declared twice", span, f"line {first.line} makes it {what}; choose another name")
 
     def kinds(self) -> None:
         kinds = list(self.tree.of(t.Kind))
         for place, kind in enumerate(kinds):
             last = place == len(kinds) - 1
             if any(other.name == kind.name for other in kinds[:place]):
-                self.fail(
-                    f"there are two kinds `{kind.name}`", kind.span, "a layer is of the first kind that fits"
-                )
+                self.fail(f"there are two kinds `{kind.name}`", kind.span, "a layer is of the first kind that fits")
             if kind.test is None and not last:
                 self.fail(f"`{kind.name}` takes every layer that is left", kind.span, "put `otherwise` last")
             if kind.test is not None and last:
@@ -93,9 +89,7 @@ class _Checker:
                     self.fail(f"kind `{kind.name}` says `{entry.name}` twice", entry.span)
             for entry in _entries(kinds[0]):
                 if entry.name not in names:
-                    self.fail(
-                        f"kind `{kind.name}` does not say `{entry.name}`", kind.span, _same(kinds[0], entry)
-                    )
+                    self.fail(f"kind `{kind.name}` does not say `{entry.name}`", kind.span, _same(kinds[0], entry))
             for entry in _entries(kind):
                 if not any(first.name == entry.name for first in _entries(kinds[0])):
                     self.fail(
@@ -144,9 +138,7 @@ class _Checker:
         if name in self.declared:
             what, first = self.declared[name]
             where = f" (line {first.line})" if name != TOKENS else ""
-            self.fail(
-                f"`{name}` is {what} already{where} and cannot be assigned", span, "choose another name"
-            )
+            self.fail(f"`{name}` is {what} already{where} and cannot be assigned", span, "choose another name")
 
     def body(self, body: t.Body) -> None:
         ended: t.Line | None = None
@@ -174,9 +166,7 @@ class _Checker:
                         self.body(otherwise)
                 case t.Store(cache=cache, values=values):
                     if cache != "cache":
-                        self.fail(
-                            f"nothing can be stored in `{cache}`", line.span, "write `cache[i] <- k, v`"
-                        )
+                        self.fail(f"nothing can be stored in `{cache}`", line.span, "write `cache[i] <- k, v`")
                     if len(values) != 2:
                         hint = "write `cache[i] <- k, v`"
                         self.fail(f"a cache takes keys and values, not {len(values)} values", line.span, hint)
@@ -231,11 +221,7 @@ class _Checker:
             names.add("eps")  # what rms takes where it is given none
         for name, (what, span) in self.declared.items():
             if name not in (calls if what == "a block" else names):
-                hint = (
-                    "call it, or remove it"
-                    if what == "a block"
-                    else "use it, or remove it and `ignore` its key"
-                )
+                hint = "call it, or remove it" if what == "a block" else "use it, or remove it and `ignore` its key"
                 self.fail(f"`{name}` is never used", span, hint if what != "a dimension" else "remove it")
 
 

@@ -60,11 +60,7 @@ def render(message: str, span: Span | None, source: str | None, hint: str = "") 
 def _shown(char: str) -> str:
     if char == "\t":
         return "    "
-    return (
-        char
-        if char.isprintable() or unicodedata.category(char) in ("Cf", "Zs")
-        else "\N{REPLACEMENT CHARACTER}"
-    )
+    return char if char.isprintable() or unicodedata.category(char) in ("Cf", "Zs") else "\N{REPLACEMENT CHARACTER}"
 
 
 def _width(text: str) -> int:

@@ -23,9 +23,7 @@ _NAMES = {
     "KEY": 'a "key"',
     "TEXT": "a 'text'",
 }
-_VALUE = frozenset(
-    {"NUMBER", "KEY", "TEXT", "NONE", "TRUE", "FALSE", "NAME", "KIND", "LAST", "LPAR", "MINUS", "NOT"}
-)
+_VALUE = frozenset({"NUMBER", "KEY", "TEXT", "NONE", "TRUE", "FALSE", "NAME", "KIND", "LAST", "LPAR", "MINUS", "NOT"})
 _OPERATOR = frozenset({"PLUS", "MINUS", "TIMES", "POW", "CMP", "LESS", "AND", "OR", "PIPE", "IF", "WHEN"})
 _AFTER_VALUE = frozenset({"DOT", "LPAR", "LSQB", "COLON", "SEMICOLON", "RBRACE", "EQUAL"})
 _FOREIGN = {
@@ -128,9 +126,7 @@ class _Found:
             words.append("an operator")
         elif left - _OPERATOR:
             left -= _OPERATOR
-        spelled = {
-            t.name: t.pattern.value for t in self.parser.terminals if isinstance(t.pattern, PatternStr)
-        }
+        spelled = {t.name: t.pattern.value for t in self.parser.terminals if isinstance(t.pattern, PatternStr)}
         others = [_NAMES.get(n) or f"`{spelled.get(n, n)}`" for n in sorted(left) if n != "$END"]
         words = others + words
         return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
@@ -279,9 +275,7 @@ def _unclosed(at: _Found, opener: _Open, noticed: _Open | None) -> SpecError | N
         return None
     span = Span(opener.line, opener.col, opener.line, opener.col + 1, at.file)
     where = f"{opener.line}:{opener.col}"
-    until = (
-        f"at {noticed.line}:{noticed.col}, before `{noticed.char}`" if noticed else "at the end of the file"
-    )
+    until = f"at {noticed.line}:{noticed.col}, before `{noticed.char}`" if noticed else "at the end of the file"
     message = f"missing `{_CLOSER[opener.char]}`: opened at {where} and still open {until}"
     return SpecError(message, span, at.text)
 
@@ -294,6 +288,4 @@ def _extra(at: _Found, closer: _Open, top: _Open | None) -> SpecError | None:
         message = f"`{closer.char}` does not close the `{top.char}` opened at {top.line}:{top.col}"
         return SpecError(message, span, at.text, f"expected `{_CLOSER[top.char]}`")
     opener = _PAIRS[closer.char]
-    return SpecError(
-        f"`{closer.char}` closes nothing: no `{opener}` is open here", span, at.text, "remove it"
-    )
+    return SpecError(f"`{closer.char}` closes nothing: no `{opener}` is open here", span, at.text, "remove it")

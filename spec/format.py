@@ -129,12 +129,7 @@ def _short(head: str, body: t.Body, depth: int, rows: list[_Row], tail: str, mos
     """A body of up to `most` short statements stays on one line, where no comment keeps it from that."""
     lines = body.lines
     plain = not (body.opening or body.closing or any(line.lead or line.tail for line in lines))
-    if (
-        plain
-        and lines
-        and len(lines) <= most
-        and not any(isinstance(line, t.Branch | t.Loop) for line in lines)
-    ):
+    if plain and lines and len(lines) <= most and not any(isinstance(line, t.Branch | t.Loop) for line in lines):
         short = f"{head} {{ {'; '.join(_simple(line) for line in lines)} }}"
         if len(_INDENT * depth + short) <= _WIDTH:
             rows.append(_Row(depth, short, tail))

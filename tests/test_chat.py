@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
+
 from briolette.compiler.errors import BrioletteError
 from briolette.engine.chat import render_chat
 from briolette.engine.gguf import open_gguf
@@ -77,9 +78,7 @@ def test_what_templates_are_given() -> None:
     assert render_chat("{{ {'é': '<b>'}|tojson }}", CHAT) == '{"é": "<b>"}'
     assert render_chat("{{ [1]|tojson(indent=1) }}", CHAT) == "[\n 1\n]"
     assert render_chat("{{ strftime_now('%Y')|length }}{{ unknown }}", CHAT) == "4"
-    loop = (
-        "{% for m in messages %}\n  {% if loop.index > 1 %}{% break %}{% endif %}\n{{ m.role }}\n{% endfor %}"
-    )
+    loop = "{% for m in messages %}\n  {% if loop.index > 1 %}{% break %}{% endif %}\n{{ m.role }}\n{% endfor %}"
     assert render_chat(loop, CHAT) == "system\n"
     assert render_chat("{% generation %}a{% endgeneration %}b", CHAT) == "ab"
 

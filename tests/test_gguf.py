@@ -10,10 +10,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from briolette.compiler.errors import BrioletteError
-from briolette.engine.gguf import FORMATS, NumberArray, StringArray, open_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from briolette.compiler.errors import BrioletteError
+from briolette.engine.gguf import FORMATS, NumberArray, StringArray, open_gguf
 
 TYPES = {"u8": 0, "i8": 1, "u16": 2, "i16": 3, "u32": 4, "i32": 5, "f32": 6, "bool": 7, "str": 8, "arr": 9}
 TYPES |= {"u64": 10, "i64": 11, "f64": 12}
@@ -182,9 +183,7 @@ def test_long_number_arrays(tmp_path: Path) -> None:
     assert repr(metadata["b"]) == "[True, False, True, … 1998 in all]"
 
 
-def shards(
-    folder: Path, said: int = 3, tensors: int = 3, no: int | None = None, name: str = "t{}"
-) -> list[Path]:
+def shards(folder: Path, said: int = 3, tensors: int = 3, no: int | None = None, name: str = "t{}") -> list[Path]:
     paths = []
     for number in range(3):
         pairs = [
@@ -228,9 +227,7 @@ def test_shards_that_disagree(tmp_path: Path, change: dict[str, object], message
 def test_missing_and_renamed_shards(tmp_path: Path) -> None:
     paths = shards(tmp_path)
     paths[1].unlink()
-    with pytest.raises(
-        BrioletteError, match=r"m-00002-of-00003\.gguf: this part of the 3-file model is missing"
-    ):
+    with pytest.raises(BrioletteError, match=r"m-00002-of-00003\.gguf: this part of the 3-file model is missing"):
         open_gguf(paths[2])
     renamed = paths[0].rename(tmp_path / "model.gguf")
     with pytest.raises(BrioletteError, match="one of 3 files of a split model"):

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from briolette.compiler.errors import BrioletteError
-from briolette.engine.sampling import Sampler, Sampling, StopStrings, _largest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from briolette.compiler.errors import BrioletteError
+from briolette.engine.sampling import Sampler, Sampling, StopStrings, _largest
 
 PROBABILITIES = np.array([0.4, 0.05, 0.2, 0.1, 0.15, 0.02, 0.07, 0.01])
 LOGITS = np.log(PROBABILITIES).astype(np.float32)
@@ -29,10 +30,7 @@ def fits(counts: np.ndarray, probabilities: np.ndarray) -> bool:
     if counts[~possible].any():
         return False
     statistic = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
-    return (
-        degrees == 0
-        or statistic < degrees * (1 - 2 / (9 * degrees) + 3.09 * math.sqrt(2 / (9 * degrees))) ** 3
-    )
+    return degrees == 0 or statistic < degrees * (1 - 2 / (9 * degrees) + 3.09 * math.sqrt(2 / (9 * degrees))) ** 3
 
 
 def only(*tokens: int, power: float = 1) -> np.ndarray:
@@ -87,9 +85,7 @@ def test_repeat_penalty() -> None:
     logits = np.array([2.0, 1.9, -1.0, -1.05], np.float32)
     before = logits.copy()
 
-    def pick(
-        history: Sequence[int], last: int = 64, penalty: float = 1.5, values: np.ndarray = logits
-    ) -> int:
+    def pick(history: Sequence[int], last: int = 64, penalty: float = 1.5, values: np.ndarray = logits) -> int:
         return Sampler(Sampling(repeat_penalty=penalty, repeat_last_n=last)).pick(values, history)
 
     assert pick([]) == 0
@@ -129,7 +125,9 @@ def test_what_is_picked_passes_every_filter(values: list[float], options: dict[s
     weights = np.exp(logits.astype(np.float64) - logits.max())
     assert weights[token] >= sampling.min_p * (1 - 1e-5)
     allowed = np.sort(weights)[::-1][: sampling.top_k or None]
-    assert weights[logits > logits[token]].sum() < sampling.top_p * allowed.sum() * (1 + 1e-5)
+    # Logits that differ by less than a probability can show are as good as equal: either may stay.
+    better_by_weight = weights[weights > weights[token]]
+    assert better_by_weight.sum() < sampling.top_p * allowed.sum() * (1 + 1e-5)
 
 
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=2000), st.data())
@@ -141,9 +139,7 @@ def test_largest(values: list[int], data: st.DataObject) -> None:
     assert sorted(array[places]) == sorted(array.tolist())[-count:]
 
 
-@pytest.mark.parametrize(
-    "sampling", [Sampling(), Sampling(temperature=1), Sampling(temperature=1, top_p=0.5, top_k=2)]
-)
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1), Sampling(temperature=1, top_p=0.5, top_k=2)])
 @pytest.mark.parametrize("logits", [[1, math.nan, 2], [math.nan] * 3])
 def test_nan_is_an_error(sampling: Sampling, logits: list[float]) -> None:
     with pytest.raises(BrioletteError, match="logits are not numbers"):

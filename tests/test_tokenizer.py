@@ -8,14 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header
 from briolette.engine.bpe import StringIndex, merge
 from briolette.engine.gguf import open_gguf
 from briolette.engine.pretokenize import BYTE_SYMBOLS, PRETOKENIZERS
 from briolette.engine.tokenizer import Tokenizer
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 
 GOLDEN = Path(__file__).parent / "golden"
 PATHS = {"gemma3": "gemma3_path", "gemma4": "gemma4_vocab_path", "smollm2": "smollm2_path"}
@@ -87,9 +88,7 @@ TEXT = (
     | st.text("ab \n\t'.<>1é🙂")
     | st.lists(st.sampled_from(["<b>", " the", "\n\n", "  ", "🙂", ">"])).map("".join)
 )
-PROPERTY = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+PROPERTY = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @PROPERTY

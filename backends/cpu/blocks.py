@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property, reduce
 
+from llvmlite import ir
+
 from briolette.backends.cpu.build import F32, I8, I16, I32, PTR, Build, Value, lanes_of
 from briolette.backends.formats import Field, Format, Packed
 from briolette.compiler.errors import BrioletteError
-from llvmlite import ir
 
 
 def unit(fmt: Format, lanes: int) -> int:

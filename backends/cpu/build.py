@@ -234,9 +234,7 @@ class Build:
         x, y = self._pair(a, b)
         return self.ir.select(self.ir.fcmp_ordered("<", x, y), x, y)
 
-    def intrinsic(
-        self, name: str, ret: ir.Type, args: Sequence[Value], over: Sequence[ir.Type] = ()
-    ) -> Value:
+    def intrinsic(self, name: str, ret: ir.Type, args: Sequence[Value], over: Sequence[ir.Type] = ()) -> Value:
         """Call an LLVM intrinsic or another external symbol; `over` are the types that mangle its name."""
         full = ".".join([name, *map(mangle, over)])
         function = self.module.globals.get(full)

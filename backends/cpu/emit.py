@@ -11,7 +11,7 @@ from llvmlite import ir
 from briolette.backends import formats
 from briolette.compiler.dims import Affine, Dim, product
 from briolette.compiler.ir import Node, topological
-from briolette.compiler.ops import inverse_frequencies, with_args
+from briolette.compiler.ops import inverse_frequencies
 from briolette.compiler.plan import Plan, base, writes_cache
 
 from .build import I64, PTR, VOID, Build, Target, Value
@@ -213,7 +213,9 @@ class _Program:
     def linear(self, item: Node, turn: int) -> None:
         spec = linear_spec(item)
         function = self.emitter.kernel(
-            item["family"], kernel_key(item, spec), lambda name: linear.emit_linear(self.module, self.target, name, spec)
+            item["family"],
+            kernel_key(item, spec),
+            lambda name: linear.emit_linear(self.module, self.target, name, spec),
         )
         leading = item.shape[:-2] if spec.experts else item.shape[:-1]
         count = self.size(product(leading))
@@ -256,7 +258,11 @@ class _Program:
         inverse = inverse_frequencies(item["theta"], item["dims"], 1.0)
         scale, half, has_freqs = item.get("scale", 1.0), item["dims"] // 2, len(item.args) > 1
         key = f"{item['theta']} {item['dims']} {scale} {has_freqs}"
-        self.small(item, key, lambda name: small.emit_rope_table(self.module, self.target, name, half, has_freqs, inverse, scale))
+        self.small(
+            item,
+            key,
+            lambda name: small.emit_rope_table(self.module, self.target, name, half, has_freqs, inverse, scale),
+        )
 
     def top(self, item: Node) -> None:
         n, k = item.args[0].shape[-1], item["k"]
@@ -265,7 +271,9 @@ class _Program:
     def take(self, item: Node) -> None:
         x, k = item.args[0], item.shape[-1]
         n, vector = x.shape[-1], len(x.shape) == 1
-        self.small(item, f"{n} {k} {vector}", lambda name: small.emit_take(self.module, self.target, name, n, k, vector))
+        self.small(
+            item, f"{n} {k} {vector}", lambda name: small.emit_take(self.module, self.target, name, n, k, vector)
+        )
 
     def combine(self, item: Node) -> None:
         used, n = item.args[0].shape[-2:]
@@ -423,5 +431,3 @@ def linear_spec(item: Node) -> linear.Linear:
         experts=experts,
         shared_input=len(x.shape) < len(root.shape),
     )
-
-

@@ -68,8 +68,8 @@ class _Group:
 
     def compile(self, target: Target) -> bytes:
         emitter = Emitter(target)
-        for name, plan in self.plans.items():
-            emitter.program(name, plan, self.layout)
+        for name, planned in self.plans.items():
+            emitter.program(name, planned, self.layout)
         return compile_object(emitter.module, target)
 
 
@@ -128,9 +128,7 @@ class CpuEngine:
     def rewindable(self, end: int, to: int) -> bool:
         """Whether every ring still holds the window before `to`, with `end` positions written."""
         rings = {(p.of.window, p.capacity) for p in self.planes.values() if p.of.window is not None}
-        return to <= end and all(
-            self.oldest.get(capacity, 0) <= max(0, to - window + 1) for window, capacity in rings
-        )
+        return to <= end and all(self.oldest.get(capacity, 0) <= max(0, to - window + 1) for window, capacity in rings)
 
     def _run(self, group: str, program: str, ids: NDArray[np.int32], start: int) -> F32Array:
         loaded = self.group(group)

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import llvmlite
 import llvmlite.binding as llvm
-from briolette.compiler import ops
 from llvmlite import ir
+
+from briolette.compiler import ops
 
 from .build import Target
 

@@ -38,7 +38,9 @@ FIELDS = {
 CONTEXT_BYTES = 320
 
 
-def _function(module: ir.Module, target: Target, name: str, ret: ir.Type, args: list[ir.Type]) -> tuple[ir.Function, Build]:
+def _function(
+    module: ir.Module, target: Target, name: str, ret: ir.Type, args: list[ir.Type]
+) -> tuple[ir.Function, Build]:
     function = ir.Function(module, ir.FunctionType(ret, args), name)
     return function, Build(ir.IRBuilder(function.append_basic_block("entry")), target)
 

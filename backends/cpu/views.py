@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from briolette.compiler.dims import Dim, evaluate, product
-from briolette.compiler.ir import Node
-from briolette.compiler.plan import is_view
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
+
+from briolette.compiler.dims import Dim, evaluate
+from briolette.compiler.ir import Node
+from briolette.compiler.plan import is_view
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,7 @@ class View:
 
     def row_stride(self) -> int:
         """Elements from one row of the last axis to the next, where that is the same for all rows."""
-        leading = [
-            (size, stride) for size, stride in zip(self.shape[:-1], self.strides[:-1], strict=True) if size != 1
-        ]
+        leading = [(size, stride) for size, stride in zip(self.shape[:-1], self.strides[:-1], strict=True) if size != 1]
         for (_, outer), (size, inner) in pairwise(leading):
             if outer != size * inner:
                 raise NotImplementedError(f"rows of {list(self.shape)} lie unevenly: {self.strides}")
@@ -80,5 +79,3 @@ def _reshaped(view: View, shape: tuple[Dim, ...]) -> tuple[int, ...]:
         else:
             raise NotImplementedError(f"{list(view.shape)} as {list(shape)} needs a copy")
     return tuple(strides)
-
-

@@ -16,9 +16,7 @@ CACHE_DTYPES = ("f32", "f16", "bf16")
 PLANES = ("k", "v")
 
 
-def inverse_frequencies(
-    theta: float, dims: int, scale: float, freqs: Array | None = None, real: Any = F32
-) -> Array:
+def inverse_frequencies(theta: float, dims: int, scale: float, freqs: Array | None = None, real: Any = F32) -> Array:
     """real[dims/2]: scale * theta ** (-2 i / dims) (Su et al. 2021, section 3.2.2), divided by `freqs`."""
     inverse = (1.0 / float(theta) ** (np.arange(0, dims, 2, dtype=np.float64) / dims)).astype(real)
     if freqs is not None:
@@ -91,9 +89,9 @@ def rotate(context: Context, x: Array, table: Array, *, interleaved: bool) -> Ar
     """Turns pairs of each head by the table's angles; pair i is (i, i + dims/2), if interleaved (2i, 2i + 1)."""
     half = table.shape[1]
     cos, sin = table[:, None, :, 0], table[:, None, :, 1]
-    first, second = np.s_[:half], np.s_[half : 2 * half]
+    first, second = slice(0, half), slice(half, 2 * half)
     if interleaved:
-        first, second = np.s_[0 : 2 * half : 2], np.s_[1 : 2 * half : 2]
+        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
     out = x.copy()
     out[..., first] = x[..., first] * cos - x[..., second] * sin
     out[..., second] = x[..., second] * cos + x[..., first] * sin

@@ -92,9 +92,7 @@ def _slice_type(x: Type, axis: int, start: Dim, stop: Dim) -> Type:
     if isinstance(length, int):
         inside &= length > 0
     need(inside, f"slice {start}:{stop} of an axis of {size}")
-    need(
-        x.dtype in ("f32", "i32") or axis < len(x.shape) - 1, "a stored weight can only be sliced along rows"
-    )
+    need(x.dtype in ("f32", "i32") or axis < len(x.shape) - 1, "a stored weight can only be sliced along rows")
     return Type((*x.shape[:axis], length, *x.shape[axis + 1 :]), x.dtype)
 
 
@@ -108,9 +106,9 @@ def _sample_slice(d: Draw) -> Sample:
 @op("x", infer=_slice_type, traits="view", sample=_sample_slice, axis=REQUIRED, start=REQUIRED, stop=REQUIRED)
 def slice_(context: Context, x: Array, axis: int, start: Dim, stop: Dim) -> Array:
     """Elements start to stop (exclusive) of one axis."""
-    index = [np.s_[:]] * x.ndim
-    index[axis] = np.s_[context.size(start) : context.size(stop)]
-    return x[tuple(index)]
+    where = [slice(None)] * x.ndim
+    where[axis] = slice(context.size(start), context.size(stop))
+    return x[tuple(where)]
 
 
 # --- elementwise ----------------------------------------------------------------------------------------
@@ -159,9 +157,7 @@ _arithmetic("mul", np.multiply, "a * b.")
 _arithmetic("div", np.divide, "a / b.")
 
 
-def _unary(
-    name: str, function: Callable[[Array], Array], doc: str, body: Callable[..., Node] | None = None
-) -> None:
+def _unary(name: str, function: Callable[[Array], Array], doc: str, body: Callable[..., Node] | None = None) -> None:
     def evaluate(context: Context, x: Array) -> Array:
         return function(x)
 
@@ -194,7 +190,6 @@ def _silu_body(x: Node) -> Node:
     return node("div", x, node("add", node("exp", node("mul", x, number(-1.0))), number(1.0)))
 
 
-_unary("copy", lambda x: x, "The same values, side by side in memory of their own.")
 _unary("exp", np.exp, "e to the x.")
 _unary("tanh", np.tanh, "Hyperbolic tangent.")
 _unary("rsqrt", lambda x: 1 / np.sqrt(x), "1 / sqrt(x).")

@@ -139,9 +139,7 @@ class _Fuser:
         if not products or root.shape != products[0].shape:
             return None
         first = products[0]
-        alike = all(
-            (p.op, p.args[0], p.args[2:]) == (first.op, first.args[0], first.args[2:]) for p in products
-        )
+        alike = all((p.op, p.args[0], p.args[2:]) == (first.op, first.args[0], first.args[2:]) for p in products)
         return (PRODUCTS[first.op], frozenset(inside)) if alike else None
 
     def inside_rows(self, start: Node) -> frozenset[Node]:
@@ -156,6 +154,8 @@ class _Fuser:
             item, budget = pending.pop()
             if item.op in LEAVES or item in inside or not rowwise(item):
                 continue
+            if item.op == "rotate" and item is not start:
+                continue  # a kernel can only end with it
             if item in self.kept and item is not start:
                 if budget == 0 or item.shape != start.shape or self.inside_products(item) is not None:
                     continue

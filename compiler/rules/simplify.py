@@ -64,9 +64,7 @@ def slice_of_slice(item: Node, found: Match) -> Node | None:
     if inner["axis"] != item["axis"]:
         return None
     start = inner["start"] + item["start"]
-    return node(
-        "slice", found["x"], axis=item["axis"], start=start, stop=start + (item["stop"] - item["start"])
-    )
+    return node("slice", found["x"], axis=item["axis"], start=start, stop=start + (item["stop"] - item["start"]))
 
 
 @rule("share-rope-angles", op("rope"))

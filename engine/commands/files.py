@@ -71,14 +71,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def _show_diff(before: str, after: str, name: str) -> None:
-    lines = difflib.unified_diff(
-        before.splitlines(), after.splitlines(), name, f"{name} (canonical)", lineterm=""
-    )
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), name, f"{name} (canonical)", lineterm="")
     codes = {"+": "32", "-": "31", "@": "36"}
     for line in lines:
-        result(
-            styled(line, codes[line[0]], sys.stdout) if colours(sys.stdout) and line[:1] in codes else line
-        )
+        result(styled(line, codes[line[0]], sys.stdout) if colours(sys.stdout) and line[:1] in codes else line)
 
 
 def specs(as_json: bool) -> None:

@@ -56,8 +56,7 @@ def usage_line(usage: Usage) -> str:
 def usage_json(usage: Usage) -> dict[str, Any]:
     rates = {"prompt_rate": usage.prompt_rate, "decode_rate": usage.decode_rate}
     return {
-        key: round(value, 4) if isinstance(value, float) else value
-        for key, value in (asdict(usage) | rates).items()
+        key: round(value, 4) if isinstance(value, float) else value for key, value in (asdict(usage) | rates).items()
     }
 
 

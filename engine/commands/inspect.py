@@ -186,10 +186,7 @@ def report(found: dict[str, Any]) -> str:
         sections.append(_memory(found))
     if "tensors" in found:
         rows = [["tensor", "shape", "format", "bytes"]]
-        rows += [
-            [t["name"], " x ".join(map(str, t["shape"])), t["format"], size(t["bytes"])]
-            for t in found["tensors"]
-        ]
+        rows += [[t["name"], " x ".join(map(str, t["shape"])), t["format"], size(t["bytes"])] for t in found["tensors"]]
         sections.append(table(rows, "lllr"))
     if "metadata" in found:
         sections.append(table([[key, _shown(value)] for key, value in found["metadata"].items()]))
@@ -212,7 +209,8 @@ def _memory(found: dict[str, Any]) -> str:
     ]
     for row in found["kinds"]:
         if row["kv_layers"]:
-            what = f"{row['kv_token_bytes']:,} bytes a token in {_layers(row['kv_layers'])}, {row['kv_positions']} positions"
+            layers, positions = _layers(row["kv_layers"]), row["kv_positions"]
+            what = f"{row['kv_token_bytes']:,} bytes a token in {layers}, {positions} positions"
             rows.append([f"KV {row['kind']}", size(row["kv_bytes"]), what])
     rows.append(["KV in all", size(memory["kv"]), f"{memory['kv_type']}, full at {memory['context']} tokens"])
     rows.append(["arena", size(memory["arena"]), f"activations, {memory['chunk']} tokens a prefill step"])

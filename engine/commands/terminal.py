@@ -119,7 +119,5 @@ def table(rows: list[list[str]], right: str = "") -> str:
     """Rows as aligned text; `right` has an `r` for each column that is set to the right."""
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))] if rows else []
     sides = [str.rjust if c < len(right) and right[c] == "r" else str.ljust for c in range(len(widths))]
-    lines = (
-        "  ".join(s(cell, w) for cell, w, s in zip(row, widths, sides, strict=True)).rstrip() for row in rows
-    )
+    lines = ("  ".join(s(cell, w) for cell, w, s in zip(row, widths, sides, strict=True)).rstrip() for row in rows)
     return "\n".join("  " + line for line in lines)

@@ -6,6 +6,7 @@ import struct
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from briolette.backends import formats
 from briolette.backends.base import Options, Weights
 from briolette.backends.cpu.build import Target
@@ -34,13 +35,14 @@ BLOCKS = [name for name, f in formats.FORMATS.items() if f.quants is not None]
 NUMBERS = ["f32", "f16", "bf16"]
 
 
-def random_blocks(name: str, rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows of stored weights, uint8 [rows, bytes]: any bits, but numbers of ordinary size and no infinity."""
+def random_blocks(name: str, rows: int, columns: int, rng: np.random.Generator, scale: float = 1.0) -> np.ndarray:
+    """Rows of stored weights, uint8 [rows, bytes]: any bits, but numbers of ordinary size (times `scale`, to
+    a power of two in mxfp4) and no infinity."""
     fmt = formats.get(name)
     blocks = rng.integers(0, 256, (rows, columns // fmt.elements, fmt.bytes), dtype=np.uint8)
     for f in fmt.fields:
         here = blocks[..., f.offset : f.end]
-        values = rng.normal(size=(*here.shape[:-1], 1)).astype(np.float32)
+        values = (rng.normal(size=(*here.shape[:-1], 1)) * scale).astype(np.float32)
         if f.type == "f16":
             here[:] = values.astype("<f2").view(np.uint8)
         elif f.type == "bf16":
@@ -48,7 +50,7 @@ def random_blocks(name: str, rows: int, columns: int, rng: np.random.Generator) 
         elif f.type == "f32":
             here[:] = values.astype("<f4").view(np.uint8)
         elif f.type == "e8m0":
-            here[:] = rng.integers(122, 130, here.shape)
+            here[:] = rng.integers(122, 130, here.shape) + round(np.log2(scale))
     return blocks.reshape(rows, formats.row_bytes(name, columns))
 
 
@@ -91,9 +93,7 @@ class Program:
     def weights(self) -> Weights:
         return Weights(lambda name: self.tensors[name][1])
 
-    def engine(
-        self, output: Node, threads: int = 1, target: Target | None = None, **options: object
-    ) -> CpuEngine:
+    def engine(self, output: Node, threads: int = 1, target: Target | None = None, **options: object) -> CpuEngine:
         options = {"context": 256, "chunk": 128} | options
         return CpuEngine(self.module(output), self.weights, Options(threads=threads, **options), target)
 

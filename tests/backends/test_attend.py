@@ -9,12 +9,13 @@ from functools import lru_cache
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
-from briolette.backends.cpu.build import F32, I64, PTR, VOID, Build, Target
-from briolette.backends.cpu.kernels.attend import Attend, emit_attend, emit_cache_store, scratch_bytes
-from briolette.compiler.ops import OPS, rounded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llvmlite import ir
+
+from briolette.backends.cpu.build import F32, I64, PTR, VOID, Build, Target
+from briolette.backends.cpu.kernels.attend import Attend, emit_attend, emit_cache_store, scratch_bytes
+from briolette.compiler.ops import OPS, rounded
 
 HOST = Target.host()
 AVX2 = "+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+avx,+avx2,+fma,+f16c"
@@ -51,9 +52,7 @@ def stored(x: np.ndarray, dtype: str) -> np.ndarray:
     return x.astype(np.float16 if dtype == "f16" else np.float32)
 
 
-def check(
-    spec: Attend, target: Target, positions: np.ndarray, capacity: int, threads: int, seed: int, size=1.0
-):
+def check(spec: Attend, target: Target, positions: np.ndarray, capacity: int, threads: int, seed: int, size=1.0):
     """Runs one call as `threads` threads in turn and compares with the op table, in double precision."""
     rng = np.random.default_rng(seed)
     rows, length = len(positions), int(positions.max()) + 1

@@ -7,11 +7,12 @@ import ctypes
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
+from llvmlite import ir
+
 from briolette.backends.cpu.blocks import emit_dot, emit_span, unit
 from briolette.backends.cpu.build import F32, I64, PTR, VOID, Build, Target
 from briolette.backends.formats import FORMATS, Format, decode
 from briolette.compiler.errors import BrioletteError
-from llvmlite import ir
 
 HOST = Target.host()
 AVX2 = "+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+avx,+avx2,+fma,+f16c"

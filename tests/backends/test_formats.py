@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from briolette.backends.formats import BY_GGML, FORMATS, decode, get, row_bytes
 from briolette.compiler.errors import BrioletteError
 

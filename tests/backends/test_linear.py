@@ -10,14 +10,15 @@ import mmap
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from programs import BLOCKS, HOST, NUMBERS, RUNNABLE, Program
+
 from briolette.backends import formats
 from briolette.backends.cpu.kernels.linear import PANEL_ROWS
 from briolette.compiler.ir import Module, Node, topological
 from briolette.compiler.ops import node
 from briolette.compiler.pipeline import Form, optimise
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from programs import BLOCKS, HOST, NUMBERS, RUNNABLE, Program
 
 BOUND = 5e-7
 # Outputs on both sides of what kernels count in: groups of 2 and 4 weight rows, panels of 16.
@@ -60,7 +61,7 @@ def check_format(format, rows, target):
     close(p.run(y, rows, threads=2, target=target), p.exact(y, rows), sizes(p, "x", "w", rows))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=35, deadline=None)
 @given(st.sampled_from(NUMBERS), st.integers(1, 150), OUTPUTS, ROWS, THREADS, st.sampled_from(list(RUNNABLE)))
 def test_plain_numbers_of_any_length(format, inputs, outputs, rows, threads, machine):
     """Rows of any length: whole vectors, four of them a turn, and a rest taken one by one."""
@@ -70,7 +71,7 @@ def test_plain_numbers_of_any_length(format, inputs, outputs, rows, threads, mac
     close(found, p.exact(y, rows), sizes(p, "x", "w", rows))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.sampled_from(BLOCKS), st.integers(1, 3), OUTPUTS, ROWS, THREADS)
 def test_blocks_of_any_shape(format, blocks, outputs, rows, threads):
     p = Program(seed=outputs)
@@ -121,7 +122,7 @@ def gated(p: Program, act: str, x: Node, outputs: int, inputs: int, format: str)
     return node("mul", node(act, node("linear", x, gate)), node("linear", x, up))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.sampled_from(["gelu", "silu"]), st.sampled_from(["f32", "q4_0", "q8_0", "bf16"]), OUTPUTS, ROWS, THREADS)
 def test_gate_and_up_in_one_kernel(act, format, outputs, rows, threads):
     p = Program(seed=outputs)
@@ -132,7 +133,7 @@ def test_gate_and_up_in_one_kernel(act, format, outputs, rows, threads):
     close(p.run(y, rows, threads), p.exact(y, rows), 3 * gate * up)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(OUTPUTS, ROWS, THREADS, st.booleans())
 def test_what_follows_a_product(outputs, rows, threads, direct):
     """x + 3 tanh(w . x / 3) * v * s * t, all in the product's kernel: a number for each result, column, row,
@@ -185,10 +186,8 @@ def test_a_result_that_is_part_of_another(rows):
     close(p.run(y, rows, 2), p.exact(y, rows), sizes(p, "x", "w", rows)[:, 50:60])
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    st.sampled_from(["f32", "q8_0", "mxfp4", "f16"]), st.booleans(), ROWS, st.integers(1, 4), OUTPUTS, THREADS
-)
+@settings(max_examples=15, deadline=None)
+@given(st.sampled_from(["f32", "q8_0", "mxfp4", "f16"]), st.booleans(), ROWS, st.integers(1, 4), OUTPUTS, THREADS)
 def test_experts(format, split, rows, used, half, threads):
     """gelu(gate) * up by each token's own experts, from slices of one fused tensor, then down again."""
     p = Program(seed=half)
@@ -212,7 +211,7 @@ def test_experts(format, split, rows, used, half, threads):
     close(p.run(wide, rows, threads), p.exact(wide, rows), 3 * size[0] * size[1])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(ROWS, st.integers(1, 3), OUTPUTS, THREADS, st.sampled_from(["f32", "q4_0"]))
 def test_experts_with_an_input_each(rows, used, outputs, threads, format):
     """The way down: every (token, expert) pair has a row of its own."""

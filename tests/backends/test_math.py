@@ -9,10 +9,11 @@ import re
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
+from llvmlite import ir
+
 from briolette.backends.cpu.build import F32, I16, I64, PTR, VOID, Build, Target, scalar
 from briolette.backends.cpu.math import ELEMENTWISE
 from briolette.compiler.ops import OPS, rounded
-from llvmlite import ir
 
 HOST = Target.host()
 AVX2 = "+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+avx,+avx2,+fma,+f16c"

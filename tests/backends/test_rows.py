@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from briolette.backends import formats
-from briolette.compiler.ir import Node
-from briolette.compiler.ops import node, rounded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from programs import BLOCKS, NUMBERS, RUNNABLE, Program, T
+
+from briolette.backends import formats
+from briolette.compiler.ir import Node
+from briolette.compiler.ops import node, rounded
 
 COLUMNS = st.integers(1, 70)
 ROWS = st.integers(1, 7)
@@ -53,7 +54,9 @@ CHAINS = {
     "share": lambda x, v, r, s: node("div", node("exp", x), node("sum", node("exp", x))),
     "distance to the mean": lambda x, v, r, s: node("sub", x, node("mean", x)),
     "below the maximum": lambda x, v, r, s: node("sub", x, node("max", node("mul", x, v))),
-    "a number each": lambda x, v, r, s: node("add", node("mul", x, s), node("mul", r, node("rsqrt", node("mul", s, s)))),
+    "a number each": lambda x, v, r, s: node(
+        "add", node("mul", x, s), node("mul", r, node("rsqrt", node("mul", s, s)))
+    ),
     "activations": lambda x, v, r, s: node("mul", node("silu", x), node("softcap", node("gelu", r), cap=2.0)),
     "a number for all": lambda x, v, r, s: node("mul", x, const(0.37)),
 }
@@ -61,7 +64,7 @@ CHAINS = {
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_chains(chain):
-    @settings(max_examples=12, deadline=None)
+    @settings(max_examples=6, deadline=None)
     @given(COLUMNS, ROWS, THREADS, MACHINES, st.booleans())
     def holds(columns, rows, threads, machine, stored):
         p = Program(seed=columns)
@@ -73,7 +76,7 @@ def test_chains(chain):
 
 
 @pytest.mark.parametrize("op", ["sum", "mean", "max"])
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(columns=COLUMNS, rows=ROWS, threads=THREADS, machine=MACHINES)
 def test_a_number_a_row_is_the_result(op, columns, rows, threads, machine):
     """One wanted by itself, one that two kernels read."""
@@ -86,7 +89,7 @@ def test_a_number_a_row_is_the_result(op, columns, rows, threads, machine):
     check(p, node("add", node("mul", x, s), total), rows, threads, machine, 1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(0, 9), ROWS, st.booleans(), THREADS, MACHINES)
 def test_rotation(half, heads, beyond, rows, interleaved, threads, machine):
     """Both pairings, normed on the way in or not; dimensions beyond the rotary ones stay."""
@@ -102,7 +105,7 @@ def test_rotation(half, heads, beyond, rows, interleaved, threads, machine):
     close(found, p.exact(y, rows, start=3), 1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 40), ROWS, THREADS, MACHINES)
 def test_broadcasting_over_heads(heads, size, rows, threads, machine):
     """Values for each token's heads alike, for each head of all tokens, and one number for each of both."""
@@ -118,7 +121,7 @@ def test_broadcasting_over_heads(heads, size, rows, threads, machine):
 
 
 @pytest.mark.parametrize("format", NUMBERS + BLOCKS)
-@pytest.mark.parametrize("columns", [1, 7, 64, 70, 512])
+@pytest.mark.parametrize("columns", [1, 70, 512])
 def test_embeddings_of_every_format(format, columns):
     """Rows of the table are exact; those of blocks have whole blocks."""
     if format in BLOCKS:
@@ -153,9 +156,7 @@ def written(p: Program, x: Node, plane: str, dtype: str) -> Node:
 def test_cache_planes(heads, size, dtype, machine):
     """Heads land at their slot, position modulo capacity, rounded as the element type keeps them."""
     p = Program(seed=size)
-    k, v, q = (
-        node("reshape", p.input(name, 64, heads * size), shape=(T, heads, size)) for name in ("k", "v", "q")
-    )
+    k, v, q = (node("reshape", p.input(name, 64, heads * size), shape=(T, heads, size)) for name in ("k", "v", "q"))
     k = node("mul", k, const(1.7))  # written by the kernel that computes them
     planes = [written(p, x, plane, dtype) for x, plane in ((k, "k"), (v, "v"))]
     out = node("attend", q, *planes, node("position", rows=T), scale=1.0, window=5)

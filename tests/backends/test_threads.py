@@ -14,11 +14,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from programs import Program, T
+
 from briolette.backends.cpu.engine import CpuEngine
 from briolette.backends.cpu.threads import SPINS
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ops import node
-from programs import Program, T
 
 
 def made(threads: int, seed: int = 0) -> tuple[CpuEngine, np.ndarray]:
@@ -142,7 +143,9 @@ def test_callers_of_several_threads_take_turns():
         for _ in range(100):
             tokens = [dice.randrange(8) for _ in range(dice.randrange(1, 4))]
             found = engine.step(tokens, 0, "all")
-            wrong.extend(t for t, row in zip(tokens, found, strict=True) if not np.allclose(row, expected[t], atol=1e-4))
+            wrong.extend(
+                t for t, row in zip(tokens, found, strict=True) if not np.allclose(row, expected[t], atol=1e-4)
+            )
 
     callers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for caller in callers:
@@ -162,7 +165,7 @@ def test_two_engines_at_once():
     two.close()
 
 
-class Interrupt(Exception):
+class InterruptError(Exception):
     """What the signal handler raises, as Python does for Ctrl-C."""
 
 
@@ -172,7 +175,7 @@ def test_interruption_at_any_moment():
     engine, expected = made(3)
 
     def raise_interrupt(*args: object) -> None:
-        raise Interrupt
+        raise InterruptError
 
     before = signal.signal(signal.SIGALRM, raise_interrupt)
     dice, interrupted = random.Random(2), 0
@@ -184,7 +187,7 @@ def test_interruption_at_any_moment():
                 for _ in range(20):
                     engine.step([token], 0)
                 signal.setitimer(signal.ITIMER_REAL, 0)
-            except Interrupt:
+            except InterruptError:
                 interrupted += 1
             signal.setitimer(signal.ITIMER_REAL, 0)
             assert np.array_equal(engine.step([token], 0)[0], expected[token])

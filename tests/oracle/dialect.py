@@ -82,8 +82,7 @@ KEYS: dict[str, dict[str, Value]] = {
         "attn_logit_softcapping": "attn_logit_softcapping",
         "final_logit_softcapping": "final_logit_softcapping",
     },
-    "llama": COMMON
-    | {"vocab_size": "vocab_size", "rope.dimension_count": "head_dim", "rope.freq_base": "theta"},
+    "llama": COMMON | {"vocab_size": "vocab_size", "rope.dimension_count": "head_dim", "rope.freq_base": "theta"},
     "qwen3": COMMON | {"rope.freq_base": "theta"},
 }
 
@@ -212,9 +211,7 @@ def keys_of(model: Model) -> dict[str, Any]:
     h, export = config_of(model), model.export
     if model.kv_heads:
         h["kv_heads"] = list(model.kv_heads)
-    keys = {
-        key: h.get(value) if isinstance(value, str) else value(h) for key, value in KEYS[model.arch].items()
-    }
+    keys = {key: h.get(value) if isinstance(value, str) else value(h) for key, value in KEYS[model.arch].items()}
     keys = {key: value for key, value in keys.items() if value is not None and key not in export.drop_keys}
     keys = {export.rename_keys.get(key, key): value for key, value in keys.items()} | export.extra_keys
     return {f"{model.arch}.{key}": value for key, value in keys.items()}

@@ -122,9 +122,7 @@ def answers(hf: Any, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """Logits, and h0 (embedding), h1 … hL (after each layer; hL after the final norm too; last before it)."""
     seen: list[torch.Tensor] = []
     hooks = [hf.model.layers[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))]
-    hooks += [
-        layer.register_forward_hook(lambda _m, _a, out: seen.append(out.clone())) for layer in hf.model.layers
-    ]
+    hooks += [layer.register_forward_hook(lambda _m, _a, out: seen.append(out.clone())) for layer in hf.model.layers]
     hooks += [hf.model.norm.register_forward_hook(lambda _m, _a, out: seen.append(out.clone()))]
     margins: list[float] = []
     for name, module in hf.named_modules():
@@ -153,9 +151,7 @@ def make(name: str, model: Model, outdir: Path) -> None:
     torch.manual_seed(model.seed)
     hf = build(model)
     rng = np.random.default_rng(model.seed + 2)
-    tokens = np.concatenate([[2], rng.integers(4, config_of(model)["vocab_size"], TOKENS - 1)]).astype(
-        np.int32
-    )
+    tokens = np.concatenate([[2], rng.integers(4, config_of(model)["vocab_size"], TOKENS - 1)]).astype(np.int32)
     result = answers(hf, tokens)
     write_gguf(outdir / f"{name}.gguf", name, model, {k: v.numpy() for k, v in hf.state_dict().items()})
     np.savez_compressed(outdir / f"{name}.npz", **result)

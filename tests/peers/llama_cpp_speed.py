@@ -26,9 +26,7 @@ def main() -> None:
     quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(quiet, None)
     llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(
-        options.model.encode(), llama_cpp.llama_model_default_params()
-    )
+    model = llama_cpp.llama_model_load_from_file(options.model.encode(), llama_cpp.llama_model_default_params())
     params = llama_cpp.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = options.context, options.context, 512
     params.n_threads = params.n_threads_batch = options.threads
@@ -46,9 +44,7 @@ def step(context: object, tokens: list[int]) -> float:
     """Seconds one call takes, the last token's logits included."""
     array = (llama_cpp.llama_token * len(tokens))(*tokens)
     start = time.perf_counter()
-    batch = llama_cpp.llama_batch_get_one(
-        ctypes.cast(array, ctypes.POINTER(llama_cpp.llama_token)), len(tokens)
-    )
+    batch = llama_cpp.llama_batch_get_one(ctypes.cast(array, ctypes.POINTER(llama_cpp.llama_token)), len(tokens))
     if llama_cpp.llama_decode(context, batch) != 0:
         raise SystemExit("llama_decode failed")
     llama_cpp.llama_get_logits_ith(context, -1)

@@ -36,9 +36,7 @@ def peer(script: str, path: Path, prompts: list[list[int]]) -> list[dict[str, li
     return json.loads(output.splitlines()[-1])
 
 
-def first_difference(
-    model: briolette.Model, prompt: list[int], theirs: list[float]
-) -> tuple[int, float] | None:
+def first_difference(model: briolette.Model, prompt: list[int], theirs: list[float]) -> tuple[int, float] | None:
     """Where our greedy token is another than theirs, and by how much we prefer it; None if nowhere."""
     logits = model.prefill(prompt)
     ids = list(prompt)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from hypothesis import strategies as st
+
 from briolette.spec import tree as t
 from briolette.spec.syntax import parser
-from hypothesis import strategies as st
 
 KEYWORDS = {term.pattern.value for term in parser().terminals}
 names = st.one_of(

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import tiny
+
+import briolette
 from briolette.compiler.elaborate import elaborate
 from briolette.compiler.functions import FUNCTIONS
 from briolette.spec.errors import SpecError
 from briolette.spec.format import format
 from briolette.spec.syntax import parse, parser
-
-import briolette
 
 DOCS = Path(__file__).parents[2] / "docs"
 LANGUAGE = (DOCS / "language.md").read_text(encoding="utf-8")
@@ -80,9 +80,7 @@ def test_the_walk(tmp_path: Path) -> None:
         if edits:
             path = tmp_path / "qwen3.arch"
             path.write_text(text, encoding="utf-8")
-            logits = briolette.load(QWEN.with_suffix(".gguf"), spec=path, backend="reference").logits(
-                stored["tokens"]
-            )
+            logits = briolette.load(QWEN.with_suffix(".gguf"), spec=path, backend="reference").logits(stored["tokens"])
             errors.append(float(np.linalg.norm(logits - stored["logits"]) / np.linalg.norm(stored["logits"])))
     wrong, right = errors
     assert f"It prints {wrong:.2f}." in WALK

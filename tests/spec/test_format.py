@@ -7,12 +7,13 @@ from collections import Counter
 from random import Random
 
 import pytest
-from briolette.spec import tree as t
-from briolette.spec.format import expression, format
-from briolette.spec.syntax import load, parse, shipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_trees import architectures, expressions
+
+from briolette.spec import tree as t
+from briolette.spec.format import expression, format
+from briolette.spec.syntax import load, parse, shipped
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -105,6 +106,4 @@ def test_comments_are_spelled_as_written() -> None:
 
 def test_several_statements_on_a_line() -> None:
     text = "arch a\nblock f(x) -> [T] { y = x; z = y  # why\n  return z }  # end\n"
-    assert format(parse(text)) == (
-        "arch a\nblock f(x) -> [T] {\n  y = x\n  z = y     # why\n  return z  # end\n}\n"
-    )
+    assert format(parse(text)) == ("arch a\nblock f(x) -> [T] {\n  y = x\n  z = y     # why\n  return z  # end\n}\n")

@@ -7,14 +7,15 @@ from contextlib import suppress
 from typing import Any
 
 import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from briolette.compiler.elaborate import elaborate
 from briolette.compiler.header import Header, TensorInfo
 from briolette.compiler.unroll import unroll
 from briolette.spec.errors import BrioletteError
 from briolette.spec.format import format
 from briolette.spec.syntax import parse, shipped
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 MODELS = [
     "gemma4_e2b",
@@ -115,9 +116,7 @@ def tried(text: str, header: Header) -> None:
 @given(
     model=st.sampled_from(MODELS),
     edits=st.lists(
-        st.tuples(
-            st.sampled_from(["drop", "twice", "swap", "put"]), st.integers(0, 5000), st.integers(0, 5000)
-        ),
+        st.tuples(st.sampled_from(["drop", "twice", "swap", "put"]), st.integers(0, 5000), st.integers(0, 5000)),
         min_size=1,
         max_size=3,
     ),
@@ -143,9 +142,7 @@ ODD = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-3, 70),
-    st.sampled_from(
-        [10**6, -(10**30), 0.5, float("nan"), float("inf"), "yarn", "", [], [1], [True, False], ["x"] * 9]
-    ),
+    st.sampled_from([10**6, -(10**30), 0.5, float("nan"), float("inf"), "yarn", "", [], [1], [True, False], ["x"] * 9]),
     st.lists(st.integers(0, 9), max_size=9),
 )
 

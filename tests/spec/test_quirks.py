@@ -13,6 +13,7 @@ from functools import cache
 import numpy as np
 import pytest
 import tiny
+
 from briolette.compiler.elaborate import elaborate
 from briolette.compiler.interp import Interpreter
 from briolette.compiler.unroll import unroll
@@ -85,9 +86,7 @@ MUTATIONS = [
     swap(2, "no V-norm", V_NORM, "cache[i] <- k, v"),
     Mutation(2, "V-norm after attention", ((V_NORM, "cache[i] <- k, v"), (ATTEND, ATTEND + " |> rms()"))),
     swap(2, "V-norm with K's weight", V_NORM, "cache[i] <- k, v |> rms(attn_k_norm)"),
-    swap(
-        2, "V-norm over all heads at once", V_NORM, "cache[i] <- k, rms(v : [T, KV[i] * vd]) : [T, KV[i], vd]"
-    ),
+    swap(2, "V-norm over all heads at once", V_NORM, "cache[i] <- k, rms(v : [T, KV[i] * vd]) : [T, KV[i], vd]"),
     swap(3, "router reads the experts' input", ROUTER, ROUTER.replace("rms(y)", "rms(y, pre_ffw_norm_2)")),
     swap(3, "router reads the FFN's input", ROUTER, ROUTER.replace("rms(y)", "rms(rms(y, ffn_norm))")),
     swap(3, "router without norm", ROUTER, ROUTER.replace("rms(y)", "y")),
@@ -114,13 +113,9 @@ MUTATIONS = [
         'rot = "rope.dimension_count" or hd',
         by="file",
     ),
-    swap(
-        4, "half of a sliding head turns", 'rot = "rope.dimension_count_swa" or hd', "rot = hd / 2", by="file"
-    ),
+    swap(4, "half of a sliding head turns", 'rot = "rope.dimension_count_swa" or hd', "rot = hd / 2", by="file"),
     swap(4, "one frequency base, key left out", SWA_BASE, 'theta = "rope.freq_base"', by="file"),
-    swap(
-        4, "one frequency base", SWA_BASE, SWA_BASE.replace('theta = "', 'theta = "rope.freq_base" or "', 1)
-    ),
+    swap(4, "one frequency base", SWA_BASE, SWA_BASE.replace('theta = "', 'theta = "rope.freq_base" or "', 1)),
     swap(
         4,
         "no fallback to rope.local.freq_base",

@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import pytest
 import tiny
+
 from briolette.compiler.elaborate import elaborate
 from briolette.compiler.header import Header
 from briolette.spec.errors import SpecError

@@ -10,6 +10,7 @@ from typing import Any
 import golden
 import pytest
 import tiny
+
 from briolette.compiler.elaborate import elaborate
 from briolette.compiler.header import Header
 from briolette.spec.errors import SpecError
@@ -50,9 +51,7 @@ STATIC = {
     "assigned parameter": spec(("  h = x |> rms", "  D = x |> rms")),
     "assigned kind entry": spec(("  h = x |> rms", "  window = x |> rms")),
     "assigned cache": spec(("  h = x |> rms", "  cache = x |> rms")),
-    "loop variable hides a parameter": spec(
-        ("for i in L { x = layer(x, i) }", "for D in L { x = layer(x, D) }")
-    ),
+    "loop variable hides a parameter": spec(("for i in L { x = layer(x, i) }", "for D in L { x = layer(x, D) }")),
     "stored elsewhere": spec(("cache[i] <- k, v", "store[i] <- k, v")),
     "stored three": spec(("cache[i] <- k, v", "cache[i] <- k, v, h")),
     "two kinds of one name": spec(("kind far", "kind near")),
@@ -71,9 +70,7 @@ STATIC = {
     "parameter never used": spec(("window = W", "window = 3")),
     "let never used": spec(("dim T, V", "dim T, V\nlet big = D > 100")),
     "dimension never used": spec(("dim T, V", "dim T, V, Q")),
-    "entry never used": spec(
-        ("window = W }", "window = W; a = 1 }"), ("window = none", "window = none; a = 2")
-    ),
+    "entry never used": spec(("window = W }", "window = W; a = 1 }"), ("window = none", "window = none; a = 2")),
     "block never used": spec(("x + attention(x, i)", "x + x")),
     "unknown size": spec(("h |> linear(attn_q) : [T, H, hd]", "h |> linear(attn_q) : [T, H, hdd]")),
     "unknown dimension": spec(("-> [T, V] {", "-> [T, Vocabulary] {")),
@@ -83,9 +80,7 @@ STATIC = {
     "no model": spec((MODEL, "")),
     "two models": spec((MODEL, MODEL + MODEL)),
     "block calls itself": spec((ADD, "return layer(x, i) + attention(x, i)")),
-    "blocks call each other": spec(
-        ("  h = x |> rms(attn_norm)", "  x = layer(x, i)\n  h = x |> rms(attn_norm)")
-    ),
+    "blocks call each other": spec(("  h = x |> rms(attn_norm)", "  x = layer(x, i)\n  h = x |> rms(attn_norm)")),
 }
 # Wrong for this file.
 MISFITS = {
@@ -164,9 +159,7 @@ MISFITS = {
     "tokens times tokens": spec((") : [T, H, hd] |> rope", ") : [T * T, H, hd] |> rope")),
     "bound too large": spec(("cache[i], scale", "cache[last(j < 10 ** 9 : j == 0)], scale")),
     "nothing found": spec(("cache[i], scale", "cache[last(j < L : j > 9)], scale")),
-    "let depends on itself": spec(
-        ("dim T, V", "dim T, V\nlet a = b + 1\nlet b = a + 1"), ("hd ** -0.5", "a")
-    ),
+    "let depends on itself": spec(("dim T, V", "dim T, V\nlet a = b + 1\nlet b = a + 1"), ("hd ** -0.5", "a")),
     "kind depends on kinds": spec(("near when local[i]", "near when kind[i] == 'far' and local[i]")),
     "exponent too large": spec(("hd ** -0.5", "hd ** 1000")),
     "root of a negative number": spec(("hd ** -0.5", "(-hd) ** 0.5")),
@@ -197,9 +190,7 @@ MISFITS = {
         ("model(tokens: [T])", "model(tokens: [T], x: [T])"), ("x = embed(", "x = x * embed(")
     ),
     "rms without eps": spec(('param eps   = "eps"\n', ""), ('"context_length"', '"context_length", "eps"')),
-    "a requirement": spec(
-        ("dim T, V", "dim T, V\n\nrequire L > 2 and W == 3, 'small models are not described here'")
-    ),
+    "a requirement": spec(("dim T, V", "dim T, V\n\nrequire L > 2 and W == 3, 'small models are not described here'")),
     "a requirement of a key": spec(
         ("dim T, V", "dim T, V\n\nrequire (\"window\" or 0) == 0, 'windows are not described'")
     ),
@@ -231,12 +222,8 @@ def test_a_spec_and_a_file_that_do_not_fit(name: str) -> None:
 # Files of other makers, against the shipped architectures.
 FOREIGN: dict[str, Header] = {
     "Mixtral": tiny.oracle_header("llama_plain", expert_count=8, expert_used_count=2),
-    "Llama with YaRN": tiny.oracle_header(
-        "llama_plain", rope__scaling__type="yarn", rope__scaling__factor=4.0
-    ),
-    "Qwen3 with YaRN": tiny.oracle_header(
-        "qwen3_tied", rope__scaling__type="yarn", rope__scaling__factor=4.0
-    ),
+    "Llama with YaRN": tiny.oracle_header("llama_plain", rope__scaling__type="yarn", rope__scaling__factor=4.0),
+    "Qwen3 with YaRN": tiny.oracle_header("qwen3_tied", rope__scaling__type="yarn", rope__scaling__factor=4.0),
     "Gemma 3 with YaRN": tiny.oracle_header("gemma3_array", rope__scaling__type="yarn"),
     "an embedding model": tiny.oracle_header("qwen3_tied", pooling_type=3),
     "attention that is not causal": tiny.oracle_header("llama_plain", attention__causal=False),

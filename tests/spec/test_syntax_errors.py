@@ -6,6 +6,7 @@ from pathlib import Path
 
 import golden
 import pytest
+
 from briolette.spec.errors import BrioletteError, SpecError
 from briolette.spec.syntax import find, load, parse
 
@@ -140,9 +141,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
     assert told(None) == "cannot read the architecture file DIR/absent.arch: No such file or directory"
     assert told(b"arch a\n# caf\xe9\n") == "DIR/x.arch:2: byte 0xe9 is not UTF-8 text; save the file as UTF-8"
-    assert told(b"GGUF\x03") == (
-        "DIR/x.arch is a model file; an architecture file is text and starts with `arch NAME`"
-    )
+    assert told(b"GGUF\x03") == ("DIR/x.arch is a model file; an architecture file is text and starts with `arch NAME`")
 
 
 def test_an_unknown_architecture_is_told_which_there_are() -> None:

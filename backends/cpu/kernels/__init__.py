@@ -27,6 +27,9 @@ class Place:
         return b.mul(row, 4 * self.stride)
 
 
+ALIKE = Place()  # every row reads the same
+
+
 def split(b: Build, rows: Value, tid: Value, threads: Value) -> tuple[Value, Value]:
     """Thread `tid`'s share of `rows` (all i64), first to last (exclusive): shares differ by at most one."""
     first = b.ir.udiv(b.mul(rows, tid), threads)

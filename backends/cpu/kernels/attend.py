@@ -17,10 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from llvmlite import ir
+
 from briolette.backends.cpu.build import F32, I16, I32, I64, PTR, VOID, Build, Target, Value
 from briolette.backends.cpu.kernels import split
 from briolette.backends.cpu.math import exp, softcap
-from llvmlite import ir
 
 TILE = 64  # positions: K and V of a tile stay in L2, V of a tile and a few columns in L1
 QUERIES = 32  # vectors of q in an item, where tokens are there to fill it
@@ -311,9 +312,7 @@ class _Kernel:
         def block(j: Value, _: list[Value]) -> None:
             last = b.sub(count, 1)
             coming = b.at(values, b.mul(j, self.values.stride))
-            rows = [
-                b.at(keys, b.mul(self._smaller(b.add(j, i), last), self.keys.stride)) for i in range(BLOCK)
-            ]
+            rows = [b.at(keys, b.mul(self._smaller(b.add(j, i), last), self.keys.stride)) for i in range(BLOCK)]
 
             def some(q: Value, n: int) -> None:
                 starts = [self.place("q", b.add(q, i)) for i in range(n)]

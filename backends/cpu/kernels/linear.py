@@ -23,7 +23,7 @@ from briolette.compiler.ops import attributes
 from ..blocks import emit_dot, emit_span, unit
 from ..build import F32, I32, I64, PTR, VOID, Build, Target, Value
 from ..math import ELEMENTWISE
-from . import Place, split
+from . import ALIKE, Place, split
 
 PREFETCH_AHEAD = 16384  # bytes; to L2, see facts on decode kernels
 PANEL_ROWS = 16  # weight rows dequantised together in the form for many tokens
@@ -39,7 +39,7 @@ class Operand:
     """
 
     role: str
-    place: Place = Place()
+    place: Place = ALIKE
     format: str = "f32"
     row_bytes: int = 0
     expert_bytes: int = 0
@@ -109,9 +109,7 @@ class _Emitter:
             expert = b.ir.sext(b.load(self.pointer[ids], I32, b.shl(index, 2), align=4), I64)
             row = b.ir.sdiv(index, b.i64(spec.experts)) if spec.shared_input else index
             x = b.at(self.pointer[self.x], b.mul(row, 4 * self.operand[self.x].place.stride))
-            weights = [
-                b.at(self.pointer[w], b.mul(expert, self.operand[w].expert_bytes)) for w in self.weights
-            ]
+            weights = [b.at(self.pointer[w], b.mul(expert, self.operand[w].expert_bytes)) for w in self.weights]
             self.stream(index, x, weights, b.at(self.out, b.mul(index, 4 * spec.outputs)))
 
         b.loop(0, b.mul(self.rows, spec.experts), 1, [], pair)
@@ -332,7 +330,8 @@ def across(b: Build, vectors: Sequence[Value]) -> Value:
         lows = [*first, *(lanes + i for i in first)]
         highs = [*(i + half for i in first), *(lanes + i + half for i in first)]
         vectors = [
-            b.add(b.shuffle(a, lows, c), b.shuffle(a, highs, c)) for a, c in zip(vectors[::2], vectors[1::2], strict=True)
+            b.add(b.shuffle(a, lows, c), b.shuffle(a, highs, c))
+            for a, c in zip(vectors[::2], vectors[1::2], strict=True)
         ]
         part = half
     total = vectors[0]
@@ -342,5 +341,3 @@ def across(b: Build, vectors: Sequence[Value]) -> Value:
         total = b.add(b.shuffle(total, low), b.shuffle(total, [i + half for i in low]))
         part = half
     return total
-
-

@@ -21,7 +21,7 @@ from briolette.compiler.ops import OPS, attributes, with_args
 from ..blocks import emit_span, unit
 from ..build import F32, I16, I32, I64, PTR, VOID, Build, Target, Value
 from ..math import ELEMENTWISE
-from . import Place, split
+from . import ALIKE, Place, split
 
 REDUCTIONS = ("sum", "mean", "max")
 
@@ -34,7 +34,7 @@ class Operand:
     from one row of an embedding table to the next."""
 
     role: str
-    place: Place = Place()
+    place: Place = ALIKE
     format: str = "f32"
     row_bytes: int = 0
 
@@ -131,7 +131,9 @@ class _Emitter:
             step = unit(fmt, b.lanes)
             whole = columns // step * step
 
-            def spans(step: int, lanes: int, source: Value = source, to: Value = to, fmt: formats.Format = fmt) -> Callable[..., None]:
+            def spans(
+                step: int, lanes: int, source: Value = source, to: Value = to, fmt: formats.Format = fmt
+            ) -> Callable[..., None]:
                 def emit(i: Value, _: list[Value]) -> None:
                     for j, values in enumerate(emit_span(b, fmt, source, i, step, lanes)):
                         b.store(values, to, b.add(b.shl(i, 2), 4 * lanes * j), align=4)
@@ -184,7 +186,9 @@ class _Emitter:
                 args = [b.f32(a["value"]) if a.op == "const" else self.summary[a] for a in item.args]
                 self.summary[item] = ELEMENTWISE[item.op](b, *args, **attributes(item))
 
-    def columns(self, stop: int, body: Callable[[Value, int, list[Value]], list[Value] | None], init: Sequence[Value]) -> list[Value]:
+    def columns(
+        self, stop: int, body: Callable[[Value, int, list[Value]], list[Value] | None], init: Sequence[Value]
+    ) -> list[Value]:
         """Runs `body(column, lanes, carried)` over columns: whole vectors, then one by one.
 
         `init` are vectors; the carried values of the rest are their first lanes, folded by the caller.

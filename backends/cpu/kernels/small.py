@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from briolette.backends.cpu.build import F32, F64, I32, I64, PTR, VOID, Build, Target, Value, like
-from briolette.backends.cpu.kernels import split
 from llvmlite import ir
 from numpy.typing import NDArray
 
+from briolette.backends.cpu.build import F32, F64, I32, I64, PTR, VOID, Build, Target, Value, like
+from briolette.backends.cpu.kernels import split
 
-def _by_rows(
-    module: ir.Module, target: Target, name: str, pointers: str, row: Callable[..., None]
-) -> ir.Function:
+
+def _by_rows(module: ir.Module, target: Target, name: str, pointers: str, row: Callable[..., None]) -> ir.Function:
     """The function around `row(b, r, *pointers)`, which emits the work on row r."""
     labels = pointers.split()
     function = ir.Function(module, ir.FunctionType(VOID, [PTR] * len(labels) + [I64] * 3), name)
