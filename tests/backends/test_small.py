@@ -31,7 +31,7 @@ if not HOST.arm:
     RUNNABLE["sse2"] = PLAIN
 every_target = pytest.mark.parametrize("target", RUNNABLE.values(), ids=RUNNABLE)
 
-PLAIN = Interpreter({}.__getitem__)  # what the op table's formulas are evaluated in
+TABLE = Interpreter({}.__getitem__)  # what the op table's formulas are evaluated in
 
 
 class Kernel:
@@ -94,7 +94,7 @@ def test_rope_table(dims, theta, scale, factors, threads, target):
     inverse = inverse_frequencies(theta, dims, 1.0)
     kernel = Kernel(target, emit_rope_table, dims // 2, factors, inverse, scale)
     found = kernel.run(np.zeros((len(pos), dims // 2, 2), np.float32), *given, rows=len(pos), threads=threads)
-    expected = OPS["rope_table"].evaluate(PLAIN, *given, theta=theta, dims=dims, scale=scale)
+    expected = OPS["rope_table"].evaluate(TABLE, *given, theta=theta, dims=dims, scale=scale)
     # Two libraries' doubles, rounded to f32: the same but for the rarest ties.
     assert np.all(np.abs(found - expected) <= np.spacing(np.abs(expected)))
     assert np.mean(found != expected) < 1e-3
@@ -117,7 +117,7 @@ def test_top(target):
         x, k = drawn
         kernel = Kernel(target, emit_top, x.shape[1], k)
         found = kernel.run(np.full((len(x), k), -1, np.int32), x, rows=len(x), threads=threads)
-        assert np.array_equal(found, OPS["top"].evaluate(PLAIN, x, k=k))
+        assert np.array_equal(found, OPS["top"].evaluate(TABLE, x, k=k))
 
     holds()
 
@@ -131,7 +131,7 @@ def test_take(vector, target):
     ids = rng.integers(0, n, (rows, k)).astype(np.int32)
     kernel = Kernel(target, emit_take, n, k, vector)
     found = kernel.run(np.zeros((rows, k), np.float32), x, ids, rows=rows, threads=2)
-    assert np.array_equal(found, OPS["take"].evaluate(PLAIN, x, ids))
+    assert np.array_equal(found, OPS["take"].evaluate(TABLE, x, ids))
 
 
 @every_target
@@ -144,7 +144,7 @@ def test_combine(used, n, target):
     found = kernel.run(out, x, w, rows=3, threads=5)[:-1].reshape(3, n)
     assert out[-1] == 7
     bound = 2e-7 * used * np.einsum("run,ru->rn", np.abs(x), np.abs(w))
-    assert np.all(np.abs(found - OPS["combine"].evaluate(PLAIN, x, w)) <= bound)
+    assert np.all(np.abs(found - OPS["combine"].evaluate(TABLE, x, w)) <= bound)
 
 
 def test_split_covers_every_row_once():
