@@ -95,7 +95,7 @@ class CpuEngine:
         self.vocabulary, self.token_ids = vocabulary_of(module), token_ids(module)
         runtime = Library(cached_object(object_key(self.target, ["runtime"]), self._compile_runtime), self.target)
         entries = runtime.address("worker"), runtime.address("start")
-        self.team = Team(self.context.ctypes.data, options.threads, *entries, keep=(self.context, runtime))
+        self.team = Team(self.context.ctypes.data, options.threads, *entries, keep=[self.context, runtime])
         weakref.finalize(self, self.team.dismiss)
 
     def close(self) -> None:
@@ -154,6 +154,7 @@ class CpuEngine:
         """Programs of a group, compiled and given their memory on first use."""
         if name not in self.groups:
             self.groups[name] = _Group({form: self.plan(form) for form in GROUPS[name]}, self)
+            self.team.keep.append(self.groups[name].library)
         return self.groups[name]
 
     def plan(self, form: str) -> Plan:

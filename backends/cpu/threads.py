@@ -32,12 +32,13 @@ class Team:
     """The caller as thread 0 and `threads - 1` workers. One step at a time; callers of two threads take turns.
 
     `context` is the address of the context, `worker` and `start` are addresses of the functions of
-    `runtime_ir`. `keep` holds what those addresses point into: a worker that has not yet noticed that
-    the team is closed may outlive the engine for a moment.
+    `runtime_ir`. `keep` holds what those addresses point into, and the code of programs: a worker that
+    is still on its way out of the last step, or has not yet noticed that the team is closed, may outlive
+    the engine for a moment.
     """
 
-    def __init__(self, context: int, threads: int, worker: int, start: int, keep: Any = None):
-        self.context, self.threads, self.keep = context, threads, keep
+    def __init__(self, context: int, threads: int, worker: int, start: int, keep: list[Any] | None = None):
+        self.context, self.threads, self.keep = context, threads, keep or []
         self.work, self.start = WORKER(worker), START(start)
         self.closed = False
         self._field("threads").value = threads

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,3 +232,12 @@ def test_a_process_ends_with_engines_open():
     script = SCRIPT.format(folder=os.path.dirname(__file__))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "(1, 64)\n", "")
+
+
+def test_an_engine_may_go_while_its_workers_leave_the_last_step():
+    """The code a worker returns through must outlive the engine: this crashed the process when it did not."""
+    script = (
+        "import sys, briolette\nfor _ in range(40):\n    briolette.load(sys.argv[1], threads=4).logits([3, 4, 5])\n"
+    )
+    path = Path(__file__).resolve().parents[1] / "oracle" / "models" / "llama_plain.gguf"
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True, timeout=120)
