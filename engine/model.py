@@ -82,7 +82,7 @@ def options_for(
         kv = "f32" if plain else "f16"
     if kv not in CACHE_DTYPES:
         raise BrioletteError(f"there is no KV cache type `{kv}`; there are {', '.join(CACHE_DTYPES)}")
-    threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    threads = cores() if threads is None else threads
     limit = header.metadata.get(f"{header.architecture}.context_length")
     limit = int(limit) if isinstance(limit, int) and limit > 0 else DEFAULT_CONTEXT
     context = min(limit, DEFAULT_CONTEXT) if context is None else context
@@ -90,6 +90,13 @@ def options_for(
         if not isinstance(value, int) or value < 1:
             raise BrioletteError(f"{name} must be a positive number, not {value!r}")
     return Options(context=context, cache=kv, threads=threads, chunk=min(chunk, context))
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def compile(

@@ -70,6 +70,8 @@ def prompt_text(argument: str | None, file: str | None) -> str:
         raise BrioletteError("there is no prompt: give it after the model, with --file, or on standard input")
     if file is None or file == "-":
         text = sys.stdin.read()
+        if not text:
+            raise BrioletteError("the prompt is empty: standard input has nothing; give it after the model, or --file")
     else:
         try:
             text = Path(file).read_text(encoding="utf-8")

@@ -11,6 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+import briolette as package
+from briolette.engine.cli import app
 
 ORACLE = Path(__file__).resolve().parents[1] / "oracle" / "models" / "gemma4_e2b.gguf"
 COMMANDS = ("run", "chat", "inspect", "show", "fmt", "specs")
@@ -23,11 +27,29 @@ def briolette(*args: object, stdin: str | None = None) -> subprocess.CompletedPr
     )
 
 
+def here(*args: object, code: int = 0) -> str:
+    """What a command prints when it runs in this process, which is faster; on stderr where it fails."""
+    found = CliRunner(env={"COLUMNS": "100"}).invoke(app, list(map(str, args)), prog_name="briolette")
+    assert found.exit_code == code, found.output
+    return found.stdout if code == 0 else found.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example(command):
-    found = briolette(command, "--help")
-    assert found.returncode == 0
-    assert f"briolette {command}" in found.stdout.split("Options")[-1]
+    assert f"briolette {command}" in here(command, "--help").split("Example")[-1]
+
+
+def test_help_lists_the_commands_and_is_all_that_is_imported():
+    assert all(command in here("--help") for command in COMMANDS)
+    assert here("--version").split() == ["briolette", package.__version__]
+    code = "import sys, briolette.engine.cli; print([m for m in ('numpy', 'lark', 'llvmlite') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_specs_lists_the_files():
+    assert "gemma4.arch" in here("specs")
+    assert all(Path(row["path"]).exists() and row["about"] for row in json.loads(here("specs", "--json")))
 
 
 def test_run_streams_the_text_to_stdout_and_speeds_to_stderr(gemma3_path):
@@ -42,23 +64,41 @@ def test_run_reads_stdin_and_answers_in_json(gemma3_path):
     found = briolette("run", gemma3_path, "-n", 4, "--json", stdin="One, two, three,")
     answer = json.loads(found.stdout)
     assert answer["text"]
+    assert (answer["usage"]["generated"], answer["usage"]["finish"]) == (4, "length")
+    assert set(answer["seconds"]) == {"open", "compile", "first_token"}
 
 
-@pytest.mark.parametrize("args", [("--json",), ("--tensors", "--keys")])
-def test_inspect(args):
-    found = briolette("inspect", ORACLE, *args)
-    assert found.returncode == 0, found.stderr
-    if args == ("--json",):
-        json.loads(found.stdout)
-    else:
-        assert "blk.0.attn_q.weight" in found.stdout
+def test_inspect_tells_kinds_and_memory():
+    found = json.loads(here("inspect", ORACLE, "--json", "--context", 256, "--chunk", 16))
+    kinds = {row["kind"]: row for row in found["kinds"]}
+    assert set(kinds) == {"local", "global"}
+    assert kinds["local"]["kv_positions"] < 256 == kinds["global"]["kv_positions"]
+    assert found["memory"]["kv"] == sum(row["kv_bytes"] for row in kinds.values())
+    assert found["parameters"] == sum(row["weights"] for row in found["formats"])
+    text = here("inspect", ORACLE, "--tensors", "--keys")
+    assert "blk.0.attn_q.weight" in text
+    assert "80 in all" in text  # the vocabulary, shortened
+
+
+def test_inspect_tells_what_it_can_of_a_model_that_cannot_be_compiled(gemma4_vocab_path):
+    found = json.loads(here("inspect", gemma4_vocab_path, "--json"))
+    assert found["tokenizer"]["tokens"] == 262144
+    assert "token_embd" in found["problem"]
 
 
 @pytest.mark.parametrize("stage", ["elaborated", "unrolled", "fused"])
 def test_show_prints_the_ir(stage):
-    found = briolette("show", ORACLE, "--stage", stage)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.startswith("module gemma4")
+    assert here("show", ORACLE, "--stage", stage).startswith("module gemma4")
+
+
+def test_show_prints_parts_and_numbers():
+    part = here("show", ORACLE, "--block", "attention.local")
+    assert part.startswith("block attention.local(")
+    assert part.count("block ") == 1
+    assert "tensor blk.0.attn_q.weight" in here("show", ORACLE, "--full")
+    stages = json.loads(here("show", ORACLE, "--stats", "--json"))
+    assert any(stage["hits"].get("fuse-linear") for stage in stages)
+    assert "arena" in here("show", ORACLE, "--plan", "--form", "prefill")
 
 
 def test_fmt_check_and_write(tmp_path):
@@ -66,10 +106,21 @@ def test_fmt_check_and_write(tmp_path):
     messy = tmp_path / "messy.arch"
     messy.write_text(ours.read_text().replace("param eps", "param   eps"))
     assert messy.read_text() != ours.read_text()
-    assert briolette("fmt", "--check", messy).returncode == 1
-    assert briolette("fmt", messy).returncode == 0
+    messy.chmod(0o640)
+    here("fmt", "--check", messy, code=1)
+    assert "-param   eps" in here("fmt", "--diff", messy)
+    here("fmt", messy)
     assert messy.read_text() == ours.read_text()
-    assert briolette("fmt", "--check", messy).returncode == 0
+    assert messy.stat().st_mode & 0o777 == 0o640
+    here("fmt", "--check", messy)
+    assert [p.name for p in tmp_path.iterdir()] == ["messy.arch"]  # nothing is left behind
+
+
+def test_fmt_leaves_a_broken_file_as_it_is(tmp_path):
+    wrong = tmp_path / "wrong.arch"
+    wrong.write_text("arch x\nparam = 1\n")
+    assert "wrong.arch:2:7" in here("fmt", wrong, code=2)
+    assert wrong.read_text() == "arch x\nparam = 1\n"
 
 
 def broken(tmp_path: Path) -> dict[str, tuple[list[object], str]]:
@@ -94,6 +145,17 @@ def broken(tmp_path: Path) -> dict[str, tuple[list[object], str]]:
         "cache": (["run", ORACLE, "x", "--kv", "q9"], "f32, f16, bf16"),
         "stage": (["show", ORACLE, "--stage", "nope"], "elaborated"),
         "backend": (["run", ORACLE, "x", "--backend", "gpu"], "cpu"),
+        "form": (["show", ORACLE, "--form", "nope"], "decode, prefill, all"),
+        "block": (["show", ORACLE, "--block", "nope"], "attention.local"),
+        "a spec to show": (["show", typo], "--spec"),
+        "spec of another": (["run", ORACLE, "x", "--spec", "llama"], "this spec is for llama"),
+        "two prompts": (["run", ORACLE, "x", "--file", text], "two prompts"),
+        "no prompt file": (["run", ORACLE, "--file", tmp_path / "none.txt"], "none.txt"),
+        "too long": (["run", ORACLE, "abc " * 50, "--context", 8], "larger context"),
+        "temperature": (["run", ORACLE, "x", "--temperature", -1], "--temperature"),
+        "stop": (["run", ORACLE, "x", "--stop", ""], "stop string is empty"),
+        "option": (["run", ORACLE, "x", "--nope"], "--nope"),
+        "command": (["nope"], "nope"),
         "no template": (["chat", ORACLE, "--message", "x"], "chat template"),
     }
 
@@ -109,6 +171,17 @@ MISTAKES = (
     "cache",
     "stage",
     "backend",
+    "form",
+    "block",
+    "a spec to show",
+    "spec of another",
+    "two prompts",
+    "no prompt file",
+    "too long",
+    "temperature",
+    "stop",
+    "option",
+    "command",
     "no template",
 )
 
@@ -116,21 +189,48 @@ MISTAKES = (
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_get_one_clear_message(case, tmp_path):
     args, words = broken(tmp_path)[case]
-    found = briolette(*args)
-    assert found.returncode == 2
+    found = CliRunner(env={"COLUMNS": "200"}).invoke(app, list(map(str, args)))
+    assert found.exit_code == 2
     assert words in " ".join(found.stderr.split())
     assert found.stdout == ""
     assert "Traceback" not in found.stderr
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path):
+    found = briolette("run", ORACLE, "x", "--spec", broken(tmp_path)["typo"][0][-1])
+    assert (found.returncode, found.stdout) == (2, "")
+    assert "Traceback" not in found.stderr
+    assert "^^^" in found.stderr
+    assert "prompt is empty" in briolette("run", ORACLE, stdin="").stderr
 
 
 def test_chat_answers_and_computes_only_what_is_new(smollm2_path):
     turns = ("--message", "What is the capital of France?", "--message", "And of Spain?")
     found = briolette("chat", smollm2_path, *turns, "--temperature", 0, "-n", 24, "--json")
     assert found.returncode == 0, found.stderr
-    replies = json.loads(found.stdout)
-    text = json.dumps(replies)
-    assert "Paris" in text
-    assert "reused" in text
+    first, second = json.loads(found.stdout)["turns"]
+    assert "Paris" in first["reply"]
+    assert "Madrid" in second["reply"]
+    assert first["usage"]["reused"] == 0
+    held = first["usage"]["prompt"] + first["usage"]["generated"] - 1  # the last token was never fed back
+    assert second["usage"]["reused"] >= held
+
+
+def test_chat_reads_a_pipe_line_by_line(smollm2_path):
+    found = briolette("chat", smollm2_path, "--temperature", 0, "-n", 2, stdin="Hello\n\nWhat is two plus two?\n")
+    assert found.returncode == 0, found.stderr
+    assert len(found.stdout.splitlines()) == 2
+    assert found.stderr == ""
+
+
+def test_a_closed_pipe_ends_quietly():
+    command = [sys.executable, "-m", "briolette", "show", str(ORACLE), "--stage", "unrolled", "--full"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
 
 
 def test_interrupt_ends_quietly(gemma3_path):
