@@ -5,7 +5,6 @@ Spans take no part in equality, comments do: `parse(format(tree)) == tree`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -283,11 +282,11 @@ class Architecture(Syntax):
 
 def walk(item: Any) -> Iterator[Syntax]:
     """Every piece of a syntax tree, parents first."""
-    if isinstance(item, tuple):
-        for part in item:
-            yield from walk(part)
-    elif isinstance(item, Syntax):
-        yield item
-        for piece in dataclasses.fields(item):
-            if piece.name != "span":
-                yield from walk(getattr(item, piece.name))
+    waiting = [item]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, tuple):
+            waiting.extend(reversed(item))
+        elif isinstance(item, Syntax):
+            yield item
+            waiting.extend(getattr(item, name) for name in reversed(item.__dataclass_fields__) if name != "span")
