@@ -61,8 +61,7 @@ _NODES: weakref.WeakValueDictionary[tuple[Any, ...], Node] = weakref.WeakValueDi
 
 def intern_node(op: str, args: tuple[Node, ...], attrs: Attrs, type: Type) -> Node:
     """The one node with these parts; `ops.node` is the checked way in."""
-    # bool and float are part of the key through their types: 1, 1.0 and True are different attributes.
-    key = (op, args, attrs, tuple(value.__class__ for _, value in attrs), type)
+    key = (op, args, tuple((name, _exact(value)) for name, value in attrs), type)
     found = _NODES.get(key)
     if found is None:
         found = object.__new__(Node)
@@ -70,6 +69,13 @@ def intern_node(op: str, args: tuple[Node, ...], attrs: Attrs, type: Type) -> No
             object.__setattr__(found, name, value)
         _NODES[key] = found
     return found
+
+
+def _exact(value: Any) -> Any:
+    """What tells an attribute from those that only compare equal: 1, 1.0 and True; 0.0 and -0.0."""
+    if isinstance(value, tuple):
+        return tuple(_exact(item) for item in value)
+    return value.__class__, repr(value) if isinstance(value, float) else value
 
 
 @dataclass(frozen=True)

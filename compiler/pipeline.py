@@ -15,6 +15,7 @@ from .header import Header
 from .ir import Module
 from .rewrite import Watch, rewrite
 from .rules.cache import cache_dtype
+from .rules.copies import copies
 from .rules.fuse import fuse
 from .rules.head import last_token
 from .rules.simplify import ANGLES, SIMPLIFY
@@ -68,7 +69,7 @@ def optimise(module: Module, form: Form, trace: Trace | None = None, watch: Watc
     run("head", lambda m, hits: last_token(m, hits) if tokens is None and form.logits == "last" else m)
     run("angles", lambda m, hits: rewrite(m, ANGLES, hits, watch))
     run("cache", lambda m, hits: rewrite(m, cache_dtype(form.cache), hits, watch))
-    run("fused", lambda m, hits: fuse(m, hits))
+    run("fused", lambda m, hits: fuse(copies(m, hits), hits))
     return module
 
 

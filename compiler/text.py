@@ -13,14 +13,16 @@ Names and the spec lines behind `#` are for people; they are no part of the prog
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from .dims import Affine, Dim, parse_dim
 from .errors import BrioletteError
 from .header import TensorInfo
 from .ir import Block, Module, Node, Type, topological
 from .ops import OPS, TypeRuleError, node
+
+Found = TypeVar("Found")
 
 _INLINE = {"const", "weight"}
 _INLINE_OVER_WEIGHT = {"dequant", "slice"}
@@ -155,6 +157,14 @@ _TOKEN = re.compile(
 )
 
 
+def _matched(pattern: str, text: str, form: str) -> tuple[str, ...]:
+    """The groups of a pattern that all of a text must match."""
+    match = re.fullmatch(pattern, text)
+    if match is None:
+        raise ValueError(f"expected `{form}`")
+    return match.groups()
+
+
 def parse_module(text: str) -> Module:
     """The program a text stands for. Raises BrioletteError with the line that is wrong."""
     return _Parser(text).module()
@@ -175,34 +185,47 @@ class _Parser:
         outputs: tuple[Node, ...] = ()
         effects: tuple[Node, ...] = ()
         while self.at < len(self.lines):
-            line = self.lines[self.at][1]
-            self.at += 1
-            word = line.split(" ", 1)[0]
             try:
+                line = self.line()
+                word = line.split(" ", 1)[0]
                 if word == "module":
-                    _, name, form = line.split()
+                    name, form = _matched(r"module (\S+) (\S+)", line, "module NAME FORM")
                 elif word == "kind":
                     kinds.append(self.kind(line))
                 elif word == "tensor":
-                    match = re.fullmatch(r"tensor (\S+) \[(.*)\] (\S+)", line)
-                    assert match is not None
-                    shape = tuple(int(d) for d in match[2].split(",") if d.strip())
-                    tensors.append(TensorInfo(match[1], shape, match[3]))
+                    called, sizes, format = _matched(r"tensor (\S+) \[(.*)\] (\S+)", line, "tensor NAME [SHAPE] FORMAT")
+                    shape = tuple(int(size) for size in sizes.split(",") if size.strip())
+                    tensors.append(TensorInfo(called, shape, format))
                 elif word == "block":
                     self.block(line)
-                elif word == "main":
+                elif line == "main {":
                     effects, outputs = self.body({})
                 else:
                     raise ValueError(f"unexpected `{word}`")
-            except (ValueError, AssertionError, KeyError) as error:
-                number, shown = self.lines[self.at - 1]
+            except ValueError as error:
+                number, shown = self.lines[min(self.at, len(self.lines)) - 1]
                 raise BrioletteError(f"IR text, line {number}: {error}\n  {shown.strip()}") from None
+        if not name or not outputs:
+            last = self.lines[-1][0] if self.lines else 1
+            raise BrioletteError(f"IR text, line {last}: the text ends without its `{'main' if name else 'module'}`")
         return Module(name, form, outputs, effects, tuple(tensors), tuple(kinds), names=self.hints)
 
+    def line(self) -> str:
+        """The next line, taken."""
+        if self.at >= len(self.lines):
+            raise ValueError("the text ends inside of a block")
+        self.at += 1
+        return self.lines[self.at - 1][1].strip()
+
+    def called(self, name: str) -> Block:
+        if name not in self.blocks:
+            raise ValueError(f"block &{name} is not defined above")
+        return self.blocks[name]
+
     def kind(self, line: str) -> Any:
-        match = re.fullmatch(r"kind (\S+) ([\d, -]+) (\{.*\})", line)
-        assert match is not None
-        return match[1], tuple(_unranges(match[2])), tuple(_Tokens(match[3], self).attrs().items())
+        name, layers, rest = _matched(r"kind (\S+) ([\d, -]+) (\{.*\})", line, "kind NAME LAYERS {ATTRIBUTES}")
+        tokens = _Tokens(rest, self)
+        return name, tuple(_unranges(layers)), tuple(tokens.all(tokens.attrs).items())
 
     def block(self, line: str) -> None:
         tokens = _Tokens(line.removeprefix("block "), self)
@@ -217,19 +240,27 @@ class _Parser:
             param = tokens.take("name")[1:]
             tokens.expect(":")
             params.append(node("param", name=param, type=tokens.type()))
+        tokens.expect(")")
+        tokens.all(lambda: tokens.expect("{"))
         effects, results = self.body({f"%{p['name']}": p for p in params})
+        if len(results) != 1:
+            raise ValueError(f"{name} returns {len(results)} values; a block returns one")
+        if name in self.blocks:
+            raise ValueError(f"there is a block {name} above")
         self.blocks[name] = Block(name, tuple(params), results[0], effects)
 
     def body(self, scope: dict[str, Node]) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
         effects: tuple[Node, ...] = ()
         while True:
-            line = self.lines[self.at][1].strip()
-            self.at += 1
+            line = self.line()
             if line.startswith("effect "):
-                effects = _Tokens(line.removeprefix("effect "), self, scope).operands()
+                tokens = _Tokens(line.removeprefix("effect "), self, scope)
+                effects = tokens.all(tokens.operands)
             elif line.startswith("return "):
-                results = _Tokens(line.removeprefix("return "), self, scope).operands()
-                self.at += 1  # the closing brace
+                tokens = _Tokens(line.removeprefix("return "), self, scope)
+                results = tokens.all(tokens.operands)
+                if self.line() != "}":
+                    raise ValueError("expected the block's `}` after its `return`")
                 return effects, results
             else:
                 tokens = _Tokens(line, self, scope)
@@ -237,9 +268,11 @@ class _Parser:
                 tokens.expect("=")
                 made = tokens.operand()
                 tokens.expect(":")
-                declared = tokens.type()
+                declared = tokens.all(tokens.type)
                 if declared != made.type:
                     raise ValueError(f"{name} is {made.type}, the text says {declared}")
+                if name in scope:
+                    raise ValueError(f"{name} is defined twice")
                 scope[name] = made
                 if not name[1:].isdigit():
                     self.hints.setdefault(made, name[1:])
@@ -267,7 +300,16 @@ class _Tokens:
     def peek(self) -> str:
         return self.tokens[self.at][1] if self.at < len(self.tokens) else ""
 
+    def all(self, part: Callable[[], Found]) -> Found:
+        """What `part` reads, which must be all that is left."""
+        found = part()
+        if self.at < len(self.tokens):
+            raise ValueError(f"unexpected `{self.peek()}`")
+        return found
+
     def raw(self) -> str:
+        if self.at >= len(self.tokens):
+            raise ValueError("the line ends too early")
         self.at += 1
         return self.tokens[self.at - 1][1]
 
@@ -309,7 +351,7 @@ class _Tokens:
             self.at += 1
             shape = self.dims()
             self.expect(":")
-            return node("weight", name=text[1:], type=Type(shape, self.raw()))
+            return node("weight", name=text[1:], type=Type(shape, self.take("affine")))
         op = self.take("affine")
         if op not in OPS:
             raise ValueError(f"unknown op `{op}`")
@@ -331,13 +373,13 @@ class _Tokens:
         return found
 
     def value(self) -> Any:
-        kind, text = self.tokens[self.at]
+        kind, text = self.tokens[self.at] if self.at < len(self.tokens) else ("", "")
         if text == "(":
             self.at += 1
             return tuple(self.value() for _ in self.separated(")"))
         if text == "[":
             return self.type()
-        self.at += 1
+        self.raw()
         match kind:
             case "int":
                 return int(text)
@@ -346,10 +388,10 @@ class _Tokens:
             case "string":
                 return text[1:-1]
             case "block":
-                return self.parser.blocks[text[1:]]
+                return self.parser.called(text[1:])
             case "table":
-                rows = (part.split(": &") for part in text[1:-1].split("; "))
-                table = [(i, self.parser.blocks[name]) for layers, name in rows for i in _unranges(layers)]
+                rows = [_matched(r"([\d, -]+): &(\S+)", part, "LAYERS: &BLOCK") for part in text[1:-1].split("; ")]
+                table = [(i, self.parser.called(name)) for layers, name in rows for i in _unranges(layers)]
                 return tuple(sorted(table, key=lambda row: row[0]))
             case "affine":
                 return (
@@ -364,4 +406,4 @@ class _Tokens:
         return tuple(parse_dim(self.raw()) for _ in self.separated("]"))
 
     def type(self) -> Type:
-        return Type(self.dims(), self.raw())
+        return Type(self.dims(), self.take("affine"))

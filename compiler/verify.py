@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .header import TensorInfo
-from .ir import Block, Module, Node, called, nodes_of
+from .ir import Block, Module, Node, Type, called, nodes_of, topological
 from .ops import OPS, TypeRuleError, attributes
+from .plan import writes_cache
 
 BLOCK_FORM_ONLY = frozenset({"call", "layers", "cache"})
 
@@ -22,7 +23,12 @@ def verify(module: Module, stage: str = "", without: frozenset[str] = frozenset(
     """
     tensors = {t.name: t for t in module.tensors}
     illegal = without | (BLOCK_FORM_ONLY if module.form == "unrolled" else frozenset())
-    params = {p for block in module.blocks() for p in block.params}
+    blocks = module.blocks()
+    for block in blocks:
+        _check_params(block.roots, block.params, f"after {stage}: {block.name}" if stage else block.name)
+    _check_params(module.roots, (), f"after {stage}: main" if stage else "main")
+    if module.form == "unrolled":
+        _check_writes(module, f"after {stage}: cache_write" if stage else "cache_write")
     for item in nodes_of(module):
         where = f"after {stage}: {item.op}" if stage else item.op
         declared = OPS.get(item.op)
@@ -36,17 +42,41 @@ def verify(module: Module, stage: str = "", without: frozenset[str] = frozenset(
             raise VerifyError(f"{where}: {error}") from None
         if inferred != item.type:
             raise VerifyError(f"{where} says {item.type}, its operands give {inferred}")
-        if item.op == "param" and item not in params:
-            raise VerifyError(f"{where} %{item['name']} belongs to no block")
         if item.op == "weight" and module.form == "unrolled":
             _check_weight(item, tensors, where)
+        if item.op == "attend":
+            _check_planes(item, where)
         for block in called(item):
             _check_block(block, where)
 
 
 def _check_weight(item: Node, tensors: Mapping[str, TensorInfo], where: str) -> None:
-    if item["name"] not in tensors:
+    found = tensors.get(item["name"])
+    if found is None:
         raise VerifyError(f"{where} @{item['name']} is not in the tensor table")
+    if item.type != Type(found.shape, found.format):
+        raise VerifyError(f"{where} @{item['name']} is {item.type}, the file has {Type(found.shape, found.format)}")
+
+
+def _check_params(roots: tuple[Node, ...], params: tuple[Node, ...], where: str) -> None:
+    for item in topological(roots):
+        if item.op == "param" and item not in params:
+            raise VerifyError(f"{where}: param %{item['name']} is none of its own")
+
+
+def _check_writes(module: Module, where: str) -> None:
+    """A step writes each plane of each slot once: attention reads a plane as the step leaves it."""
+    written: dict[tuple[object, object], Node] = {}
+    for item in nodes_of(module):
+        if item.op == "cache_write" and written.setdefault((item["slot"], item["plane"]), item) is not item:
+            raise VerifyError(f"{where}: slot {item['slot']}, plane {item['plane']} is written twice")
+
+
+def _check_planes(item: Node, where: str) -> None:
+    """Attention reads caches as they lie: a view of one, or a value that is in none, is not what a kernel expects."""
+    for name, source in zip("kv", item.args[1:3], strict=True):
+        if source.op != "cache" and writes_cache(source) is None:
+            raise VerifyError(f"{where}: {name} is a {source.op}, not a cache plane")
 
 
 def _check_block(block: Block, where: str) -> None:

@@ -29,6 +29,12 @@ class Commands(TyperGroup):
 
             error(str(problem))
             raise typer.Exit(2) from None
+        except MemoryError as problem:
+            from .commands.terminal import error
+
+            what = f" ({problem})" if str(problem) else ""
+            error(f"there is not enough memory{what}; a smaller --context or --chunk needs less")
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
@@ -55,12 +61,13 @@ Stats = Annotated[bool, typer.Option("--stats", help="Tell speeds afterwards, on
 ENGINE = "Engine"
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="Threads. (default: one a core)", rich_help_panel=ENGINE, show_default=False),
+    typer.Option(min=1, max=1024, help="Threads. (default: one a core)", rich_help_panel=ENGINE, show_default=False),
 ]
 Context = Annotated[
     int | None,
     typer.Option(
         min=1,
+        max=2**31 - 1,
         help="Most tokens of prompt and text together. (default: the model's, at most 32768)",
         rich_help_panel=ENGINE,
         show_default=False,
@@ -141,7 +148,9 @@ def briolette(
 )
 def run(
     model: Path_,
-    prompt: Annotated[str | None, typer.Argument(help="The text to continue; else --file, or standard input.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The text to continue; else --file, or standard input.")
+    ] = None,
     file: Annotated[str | None, typer.Option(help="Read the prompt from a file; - is standard input.")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=0, help="Most tokens to write.")] = 256,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,

@@ -105,12 +105,16 @@ class Sampler:
 
     def _nucleus(self, logits: NDArray[np.float32], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         values = logits[tokens]
-        weights = np.exp(values - values.max())
+        top = values.max()
+        if not math.isfinite(top):
+            _not_numbers()
+        weights = np.exp(values - top)
         wanted = self.sampling.top_p * weights.sum(dtype=np.float64)
         # The nucleus is mostly small: sorting a quarter of a million tokens for it would take 30 ms.
         for count in (_NUCLEUS_GUESS, len(tokens)):
-            likeliest = _largest(weights, count) if count < len(tokens) else np.arange(len(tokens))
-            likeliest = likeliest[np.lexsort((likeliest, -weights[likeliest]))]
+            # By logit: probabilities are rounded, and logits that differ may have the same.
+            likeliest = _largest(values, count) if count < len(tokens) else np.arange(len(tokens))
+            likeliest = likeliest[np.lexsort((likeliest, -values[likeliest]))]
             sums = np.cumsum(weights[likeliest], dtype=np.float64)
             if sums[-1] >= wanted:
                 break

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
 WANTED = {
     "run_text.py": "The capital of France is",
     "change_a_line.py": "rms(attn_q_norm) -> rms()",
@@ -37,5 +39,12 @@ def test_example(name, gemma3_path, smollm2_path):
 
 
 def test_the_readme_shows_the_spec_as_it_is():
-    root = EXAMPLES.parent
-    assert f"```arch\n{(root / 'spec' / 'gemma4.arch').read_text()}```" in (root / "README.md").read_text()
+    run = subprocess.run([sys.executable, str(ROOT / "tests" / "readme.py")], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert f"```arch\n{(ROOT / 'spec' / 'gemma4.arch').read_text()}```" in (ROOT / "README.md").read_text()
+
+
+def test_the_links_of_the_readme_lead_somewhere():
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert targets
+    assert [t for t in targets if not (ROOT / t).exists()] == []

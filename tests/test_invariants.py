@@ -18,22 +18,25 @@ MAY_IMPORT = {
 SOURCES = [p for room in MAY_IMPORT for p in sorted((ROOT / room).rglob("*.py"))]
 # Names of tokenizers and pre-tokenizers are the GGUF format's own.
 NAMED_BY_THE_FORMAT = {"engine/vocab.py", "engine/tokenizer.py", "engine/pretokenize.py"}
+# Files over the limit on length, and how long they may stay: no file may join.
+LONGER = {"backends/cpu/kernels/attend.py": 500}
 ARCHITECTURE = re.compile(r"gemma|qwen|\bllama\b(?!\.cpp)", re.IGNORECASE)
 
 
-def imports(path: Path) -> set[str]:
+def imports(path: Path, text: str | None = None) -> set[str]:
     """The rooms a file imports, absolutely or relatively."""
     room = path.relative_to(ROOT).parts[0]
     depth = len(path.relative_to(ROOT).parts) - 1
     found = set()
-    for item in ast.walk(ast.parse(path.read_text())):
+    for item in ast.walk(ast.parse(path.read_text() if text is None else text)):
         names = []
         if isinstance(item, ast.Import):
             names = [alias.name for alias in item.names]
         elif isinstance(item, ast.ImportFrom) and item.level == 0:
-            names = [item.module or ""]
+            names = [f"{item.module}.{alias.name}" for alias in item.names]
         elif isinstance(item, ast.ImportFrom) and item.level > depth:
-            names = [f"briolette.{item.module or ''}"]
+            inside = f"briolette.{item.module}" if item.module else "briolette"
+            names = [f"{inside}.{alias.name}" for alias in item.names]
         found |= {n.split(".")[1] for n in names if n.startswith("briolette.") and n.count(".")}
     return found - {room}
 
@@ -67,4 +70,21 @@ def test_no_architecture_is_named_in_code(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_stay_small(path):
-    assert len(path.read_text().splitlines()) <= 510  # near 400 is the aim
+    name = str(path.relative_to(ROOT))
+    assert len(path.read_text().splitlines()) <= LONGER.get(name, 470)  # near 400 is the aim
+
+
+@pytest.mark.parametrize(
+    ("room", "text", "found"),
+    [
+        ("backends/x.py", "import briolette.spec.syntax", {"spec"}),
+        ("backends/x.py", "from briolette.spec import syntax", {"spec"}),
+        ("backends/x.py", "from briolette import spec", {"spec"}),
+        ("backends/x.py", "from .. import spec", {"spec"}),
+        ("backends/cpu/x.py", "from ...spec.syntax import load", {"spec"}),
+        ("backends/cpu/x.py", "def f():\n    from briolette.engine import model", {"engine"}),
+        ("backends/cpu/x.py", "from .. import formats\nfrom ..base import Weights\nimport numpy.random", set()),
+    ],
+)
+def test_the_scan_sees_every_form_of_import(room, text, found):
+    assert imports(ROOT / room, text) == found

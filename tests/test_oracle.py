@@ -14,10 +14,14 @@ would test luck, and one above it alone would let real mistakes through. So they
   (transformers' f64 logits are in `oracle/shared_f64.npz`): so the formulas are the same;
 * each layer alone, started from transformers' own hidden state, gives its next hidden state to 3e-6, before
   an error can grow: so the f32 arithmetic of the backend is as good as transformers'.
+
+Last, a trained model in quantised blocks: what Gemma 3 270M writes greedily must be what transformers writes
+from the same file in f32 (`golden/greedy_gemma3.json`; `make peers` asks transformers anew).
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,8 +58,9 @@ SHARED_NAMES = ("a4b", "dense31b", "e2b", "e2b_regular")
 T = symbol("T")
 
 TOLERANCE = {
-    # transformers' own f32 is 1e-5 away from its f64 on this one: peaked softmaxes over seven layers.
-    "gemma4_donors": 2e-5,
+    # Peaked softmaxes over seven layers: on this one transformers' own f32 is 7e-6 away from f64, native code
+    # 8e-6, and numpy's products, which differ with the number of rows, up to 1.9e-5.
+    "gemma4_donors": 3e-5,
     "a4b": 3e-5,
     **dict.fromkeys(("dense31b", "e2b", "e2b_regular"), 2e-4),
 }
@@ -127,8 +132,8 @@ def test_last_token_program(name, backend):
     for count in (len(answers["tokens"]), CHUNK, CHUNK + 1, 2):
         found = engine.step(answers["tokens"][:count], 0)
         assert found.shape == (1, answers["logits"].shape[1])
-        # The error of one token may be above the average.
-        assert error(found[0], answers["logits"][count - 1]) <= 2 * TOLERANCE.get(name, 1e-5)
+        # The error of one token may be well above that of all.
+        assert error(found[0], answers["logits"][count - 1]) <= 3 * TOLERANCE.get(name, 1e-5)
 
 
 def test_token_by_token(name, backend):
@@ -198,6 +203,22 @@ def test_the_python_interface():
     model = briolette.load(path, threads=2, context=CONTEXT, chunk=CHUNK)
     assert model.options.cache == "f32"  # the weights are
     assert error(model.logits(answers["tokens"].tolist()), answers["logits"]) <= 1e-5
+    model.close()
+
+
+# --- a trained model --------------------------------------------------------------------------------
+
+
+def test_greedy_tokens_of_gemma_3(gemma3_path):
+    """64 tokens of ten prompts. Our logits are within 3e-5 of transformers', whose two best are never closer than
+    0.0026: there are no ties to excuse a difference."""
+    model = briolette.load(gemma3_path, kv="f32", context=256)
+    for case in json.loads((HERE / "golden" / "greedy_gemma3.json").read_text(encoding="utf-8")):
+        prompt, wanted, found = model.tokenize(case["text"]), case["gen"], []
+        assert prompt == case["ids"]
+        while len(found) < len(wanted):
+            found.append(int(np.argmax(model.prefill(prompt + found))))
+        assert found == wanted, case["text"]
     model.close()
 
 

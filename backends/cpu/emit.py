@@ -13,12 +13,12 @@ from briolette.compiler.dims import Affine, Dim, product
 from briolette.compiler.ir import Node, topological
 from briolette.compiler.ops import inverse_frequencies
 from briolette.compiler.plan import Plan, base, writes_cache
+from briolette.compiler.views import heads_lie_together, view_of
 
 from .build import I64, PTR, VOID, Build, Target, Value
 from .kernels import Place, linear, rows, small
 from .kernels.attend import Attend, emit_attend, scratch_bytes
 from .runtime_ir import FIELDS, emit_barrier
-from .views import view_of
 
 PAGE = 4096
 
@@ -305,7 +305,7 @@ def attend_spec(item: Node) -> Attend:
     view = view_of(q)
     k_write, v_write = writes_cache(base(k)), writes_cache(base(v))
     assert k_write is not None and v_write is not None
-    assert view.strides[1:] == (q.shape[2], 1), "query heads lie side by side"
+    assert heads_lie_together(view)
     return Attend(
         heads=_int(q.shape[1]),
         groups=_int(k.shape[1]),

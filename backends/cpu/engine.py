@@ -16,6 +16,7 @@ from briolette.compiler.ir import Module, Node
 from briolette.compiler.pipeline import Form, optimise
 from briolette.compiler.plan import Plan, plan
 from briolette.compiler.text import print_module
+from briolette.compiler.views import view_of
 
 from .. import formats
 from ..base import F32Array, Options, Weights, array_of, checked, token_ids, vocabulary_of
@@ -24,7 +25,6 @@ from .emit import Emitter, Plane, layout_of
 from .jit import Library, cached_object, compile_object, object_key
 from .runtime_ir import CONTEXT_BYTES, emit_start, emit_worker
 from .threads import Team
-from .views import view_of
 
 DTYPES = {"f32": np.float32, "f16": np.uint16, "bf16": np.uint16}  # 16-bit planes are kept as bits
 CACHE_LINE = 64

@@ -95,7 +95,8 @@ def _put(path: Path, content: bytes) -> None:
             file.write(content)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(OSError):  # an interruption may come after the file has its name
+            os.unlink(temporary)
         raise
 
 

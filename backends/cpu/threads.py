@@ -11,6 +11,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from briolette.compiler.errors import BrioletteError
@@ -64,7 +65,7 @@ class Team:
         for thread in self.workers:
             thread.start()
 
-    def mine(self) -> threading._RLock:
+    def mine(self) -> AbstractContextManager[Any]:
         """The lock of who makes a step. Threads that a fork left behind are started again."""
         if self.process != os.getpid() and not self.closed:
             self._gather()

@@ -187,7 +187,7 @@ def _attend_type(
     need(q.shape[2] == k.shape[2], f"attend: query heads of {q.shape[2]}, key heads of {k.shape[2]}")
     need(k.shape[:2] == v.shape[:2], f"attend: keys {list(k.shape)}, values {list(v.shape)}")
     heads, groups = q.shape[1], k.shape[1]
-    fits = isinstance(heads, int) and isinstance(groups, int) and heads % groups == 0
+    fits = isinstance(heads, int) and isinstance(groups, int) and groups > 0 and heads % groups == 0
     need(fits, f"attend: {heads} query heads do not divide among {groups} key heads")
     need(q.shape[:1] == pos.shape and pos.dtype == "i32", f"attend: {q.shape[0]} queries, positions {pos}")
     need(window is None or window > 0, f"attend: a window of {window} positions sees nothing")

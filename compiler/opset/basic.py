@@ -67,6 +67,8 @@ def _reshape_type(x: Type, shape: tuple[Dim, ...]) -> Type:
         same = product(x.shape) == product(shape)
     except ValueError as error:
         raise TypeRuleError(f"reshape: {error}") from None
+    sizes = all(not isinstance(size, int) or size > 0 for size in shape)
+    need(sizes, f"reshape: {list(shape)} is no shape")
     need(same, f"cannot reshape {list(x.shape)} to {list(shape)}: the number of elements differs")
     need(x.dtype in ("f32", "i32"), f"a stored weight ({x.dtype}) has no other shape")
     return Type(shape, x.dtype)

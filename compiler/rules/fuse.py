@@ -99,12 +99,12 @@ class _Fuser:
     def grouped(self) -> dict[Node, tuple[str, frozenset[Node]]]:
         """Each kernel's root with its family and what it computes.
 
-        A value whose reader's kernel turns out not to take it in gets a buffer after all.
+        A value that a kernel reads and does not compute itself gets a buffer after all.
         """
         while True:
             groups = {item: found for item in self.order if item in self.kept and (found := self.group(item))}
-            taken = frozenset().union(*(inside for _, inside in groups.values()))
-            lost = {n for n in self.order if n not in self.kept and n not in taken and n.op not in LEAVES}
+            read = {arg for _, inside in groups.values() for item in inside for arg in item.args if arg not in inside}
+            lost = {n for n in read if n not in self.kept and n.op not in LEAVES}
             if not lost:
                 return groups
             self.kept |= lost

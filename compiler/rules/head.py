@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import replace
 
 from ..dims import symbol
-from ..ir import Module, Node, Rebuilder, carry, topological
+from ..ir import Module, Node, carry, topological
 from ..ops import OPS, node, with_args
 
 T = symbol("T")
@@ -21,14 +21,13 @@ T = symbol("T")
 def last_token(module: Module, hits: Counter[str] | None = None) -> Module:
     """The unrolled module with outputs [1, ...]: those of the last token alone."""
     full = _needed_in_full(module)
-    rebuild = Rebuilder(lambda item, args: item)
-    done = rebuild.done
+    done: dict[Node, Node] = {}
 
     def last_row(x: Node) -> Node:
-        """The last row of an operand that has a row for each token."""
-        if x.shape[:1] != (T,):
-            return done[x]
-        return node("slice", done[x], axis=0, start=T - 1, stop=T) if x in full else done[x]
+        """What an operand becomes where only the last token is computed."""
+        if has_tokens(x) and x in full:
+            return node("slice", done[x], axis=0, start=T - 1, stop=T)
+        return done[x]
 
     for item in topological(module.roots):
         if item in full or not has_tokens(item):
@@ -39,18 +38,22 @@ def last_token(module: Module, hits: Counter[str] | None = None) -> Module:
         if hits is not None:
             hits["last-token-only"] += 1
     outputs = tuple(last_row(out) for out in module.outputs)
-    return replace(module, outputs=outputs, **carry(module, done))
+    effects = tuple(done[effect] for effect in module.effects)
+    return replace(module, outputs=outputs, effects=effects, **carry(module, done))
 
 
 def has_tokens(item: Node) -> bool:
+    """Whether a value has a row for each token."""
     return item.shape[:1] == (T,)
 
 
 def token_local(item: Node) -> bool:
     """Whether row t of the result needs only row t of those operands that have a row for each token."""
+    if not has_tokens(item):
+        return False
     traits = OPS[item.op].traits
     if item.op in ("reshape", "slice"):
-        return item.args[0].shape[:1] == (T,) and item.get("axis") != 0
+        return has_tokens(item.args[0]) and item.get("axis") != 0
     return "token" in traits or ("row" in traits and len(item.shape) > 1)
 
 
@@ -60,5 +63,7 @@ def _needed_in_full(module: Module) -> frozenset[Node]:
     full = {item for item in order if item.op in ("tokens", "position", "cache_write")} | set(module.effects)
     for item in reversed(order):
         if item in full or not token_local(item):
-            full |= {arg for arg in item.args if has_tokens(arg)}
+            full |= {item, *item.args}
+        elif item.op == "attend":
+            full |= set(item.args[1:3])  # every query sees every key and value
     return frozenset(full)

@@ -10,6 +10,7 @@ from briolette.backends.cpu.emit import layout_of
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import TensorInfo
 from briolette.compiler.ir import Module
+from briolette.compiler.ops import CACHE_DTYPES
 from briolette.compiler.pipeline import Form, front, optimise
 from briolette.compiler.plan import plan
 from briolette.engine.gguf import GgufFile, open_gguf
@@ -39,8 +40,15 @@ def inspect(path: str, tensors: bool, keys: bool, as_json: bool, options: dict[s
 
 
 def describe(file: GgufFile, options: dict[str, Any]) -> dict[str, Any]:
-    """Everything about a model file, as plain values. `problem` says why it cannot be compiled, if so."""
+    """Everything about a model file, as plain values. `problem` says why it cannot be compiled, if so.
+
+    Options that cannot be are the caller's mistake and no property of the file: they raise BrioletteError.
+    """
     header, metadata = file.header, file.header.metadata
+    kv, spec = options["kv"], options["spec"]
+    if kv is not None and kv not in CACHE_DTYPES:
+        raise BrioletteError(f"there is no KV cache type `{kv}`; there are {', '.join(CACHE_DTYPES)}")
+    tree = None if spec is None else architecture(spec, header)
     found: dict[str, Any] = {
         "file": str(file.path),
         "files": len(file.shards),
@@ -67,9 +75,11 @@ def describe(file: GgufFile, options: dict[str, Any]) -> dict[str, Any]:
         found["tokenizer_problem"] = str(problem)
     try:
         with busy("compiling"):
-            module = front(architecture(options["spec"], header), header)
+            module = front(tree or architecture(None, header), header)
             found |= _program(file, module, options)
     except BrioletteError as problem:
+        if tree is not None:  # the file may be fine: the spec that was given does not fit it
+            raise
         found["problem"] = str(problem)
     return found
 

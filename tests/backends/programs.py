@@ -31,6 +31,9 @@ if not HOST.arm:
 if HOST.has("avx2", "fma", "f16c"):
     RUNNABLE |= {"ssse3": SSSE3, "avx2": AVX2}
 
+# Of these the ones that differ most, where every kind of kernel is compiled for each: the widest and the plainest.
+FEW = {name: target for name, target in RUNNABLE.items() if name in (f"{HOST.lanes} lanes", "sse2")}
+
 BLOCKS = [name for name, f in formats.FORMATS.items() if f.quants is not None]
 NUMBERS = ["f32", "f16", "bf16"]
 

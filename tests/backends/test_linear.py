@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from programs import BLOCKS, HOST, NUMBERS, RUNNABLE, Program
+from programs import BLOCKS, FEW, HOST, NUMBERS, RUNNABLE, Program
 
 from briolette.backends import formats
 from briolette.backends.cpu.kernels.linear import PANEL_ROWS
@@ -47,15 +47,11 @@ def close(found: np.ndarray, exact: np.ndarray, size: np.ndarray) -> None:
     assert np.all(np.abs(found - exact) <= BOUND * size + 1e-30)
 
 
-@pytest.mark.parametrize("machine", RUNNABLE)
+@pytest.mark.parametrize("target", FEW.values(), ids=FEW)
+@pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("format", NUMBERS + BLOCKS)
-def test_every_format_on_every_machine(format, machine):
-    # Many rows are dequantised first, which test_blocks.py tests for every machine.
-    for rows in (1, 5) if machine in ("16 lanes", "sse2") else (1,):
-        check_format(format, rows, RUNNABLE[machine])
-
-
-def check_format(format, rows, target):
+def test_every_format(format, rows, target):
+    """test_blocks.py has what differs between machines, for all of them."""
     p = Program(seed=rows)
     y = node("linear", p.input("x", rows, 512), p.weight("w", 22, 512, format=format))
     close(p.run(y, rows, threads=2, target=target), p.exact(y, rows), sizes(p, "x", "w", rows))

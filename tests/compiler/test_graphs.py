@@ -3,50 +3,121 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from briolette.backends.base import Options, Weights
 from briolette.backends.cpu.engine import CpuEngine
 from briolette.compiler.interp import Interpreter
-from briolette.compiler.ir import Node, topological
+from briolette.compiler.ir import Node, nodes_of, topological
 from briolette.compiler.ops import node
 from briolette.compiler.pipeline import Form, Trace, optimise
 from briolette.compiler.plan import Plan, base, is_view, plan
 from briolette.compiler.rewrite import op, rewrite, rule
+from briolette.compiler.rules.cache import cache_dtype
+from briolette.compiler.rules.simplify import ANGLES, SIMPLIFY
 
 sys.path.insert(0, str(Path(__file__).parent))
 from blame import Blame
-from strategies import Run, programs
+from strategies import Choices, Program, Run, programs, valued
 
-FORMS = [Form(), Form(tokens=1), Form(logits="all")]
+FORMS = [Form(), Form(tokens=1), Form(logits="all"), Form(tokens=1, logits="all")]
 ordinary = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def evaluated(run: Run, outputs: tuple[Node, ...], one_by_one: bool = False) -> np.ndarray:
-    interpreter = Interpreter(run.weights.__getitem__)
-    if not one_by_one:
-        return interpreter.step(outputs, run.tokens, 0)[0]
-    return np.concatenate([interpreter.step(outputs, [t], i)[0] for i, t in enumerate(run.tokens)])
+def evaluated(run: Run, outputs: tuple[Node, ...], chunk: int = 1 << 30, real: type = np.float32) -> np.ndarray:
+    """The first output of steps of `chunk` tokens."""
+    interpreter = Interpreter(lambda name: run.weights[name].astype(real), real)
+    starts = range(0, len(run.tokens), chunk)
+    return np.concatenate([interpreter.step(outputs, run.tokens[at : at + chunk], at)[0] for at in starts])
 
 
-def close(ours: np.ndarray, wanted: np.ndarray) -> bool:
-    return bool(np.allclose(ours, wanted, rtol=2e-4, atol=2e-5))
+class Wanted:
+    """The program's value in f64, and how near f32 can be held to it: 1e-5, unless f32 itself is off further."""
+
+    def __init__(self, run: Run):
+        assume(not near_a_tie(run))
+        self.value = evaluated(run, run.module.outputs, real=np.float64)
+        own = np.abs(evaluated(run, run.module.outputs) - self.value).max()
+        self.error = 1e-5 * max(1.0, np.abs(self.value).max()) + 10 * own
+
+    def is_met(self, ours: np.ndarray) -> bool:
+        """Whether these are the values of all tokens, or of the last ones."""
+        return bool(np.abs(ours - self.value[-len(ours) :]).max() <= self.error)
+
+
+def near_a_tie(run: Run) -> bool:
+    """Whether rounding may decide which experts are chosen: nothing holds across a jump."""
+    inner = [n.args[0] for n in topological(run.module.outputs) if n.op == "top"]
+    if not inner:
+        return False
+    values = Interpreter(lambda name: run.weights[name].astype(np.float64), np.float64).step(inner, run.tokens, 0)
+    return any(np.diff(np.sort(v, axis=-1), axis=-1).min(initial=1.0) < 1e-4 for v in values)
 
 
 @ordinary
 @given(programs())
 def test_every_stage_of_every_form_keeps_the_value(run):
-    wanted = evaluated(run, run.module.outputs)
+    wanted = Wanted(run)
     for form in FORMS:
         trace = Trace()
-        optimise(run.module, form, trace, watch=Blame(run.weights, run.tokens) if form.tokens is None else None)
+        optimise(run.module, form, trace, watch=Blame(run.weights, run.tokens[: form.tokens]))
         for stage, module in trace.modules.items():
-            ours = evaluated(run, module.outputs, one_by_one=form.tokens == 1)
-            assert close(ours, wanted[-len(ours) :]), f"{stage} of {form}"
+            ours = evaluated(run, module.outputs, form.tokens or 1 << 30)
+            assert wanted.is_met(ours), f"{stage} of {form}"
+    assert wanted.is_met(evaluated(run, optimise(run.module, Form(logits="all")).outputs, 2))
+    last, every = (evaluated(run, optimise(run.module, Form(logits=logits)).outputs) for logits in ("last", "all"))
+    assert len(last) == 1
+    assert np.abs(last - every[-1:]).max() <= wanted.error
+
+
+@ordinary
+@given(programs(), st.sampled_from(["f16", "bf16"]))
+def test_fusing_keeps_the_value_whatever_the_cache_keeps(run, dtype):
+    for form in (Form(cache=dtype, logits="all"), Form(cache=dtype, tokens=1)):
+        trace = Trace()
+        optimise(run.module, form, trace)
+        before, after = (evaluated(run, trace.modules[s].outputs, form.tokens or 99) for s in ("cache", "fused"))
+        assert np.array_equal(before, after), form
+        planes = {n.type.dtype for n in nodes_of(trace.modules["fused"]) if n.op == "cache_write"}
+        assert planes <= {dtype}
+
+
+def test_random_programs_reach_every_rule():
+    """Larger programs than hypothesis likes to draw, the same on every run, each rewrite watched."""
+    hits: Counter[str] = Counter()
+    for seed in range(70):
+        trace = Trace()
+        program = Program(Seeded(seed))
+        for _ in range(8):
+            program.grow()
+        run = valued(program, seed, 3)
+        optimise(run.module, Form(), watch=Blame(run.weights, run.tokens))
+        optimise(run.module, Form(cache="f16"), trace)
+        for found in trace.hits.values():
+            hits += found
+    wanted = {r.name for r in (*SIMPLIFY, *ANGLES, *cache_dtype("f16"))}
+    wanted |= {"last-token-only", "fuse-linear", "fuse-experts", "fuse-rows"}
+    assert {name for name in wanted if hits[name] < 3} == set()
+
+
+class Seeded(Choices):
+    """Choices of a seeded generator: the same on every run."""
+
+    def __init__(self, seed: int):
+        self.random = Random(seed)
+
+    def integer(self, low: int, high: int) -> int:
+        return self.random.randint(low, high)
+
+    def pick(self, options):
+        return self.random.choice(list(options))
 
 
 def overlaps(found: Plan) -> list[tuple[Node, Node]]:
@@ -62,7 +133,7 @@ def overlaps(found: Plan) -> list[tuple[Node, Node]]:
 @ordinary
 @given(programs())
 def test_plans_are_sound(run):
-    for form, rows in zip(FORMS, (5, 1, 5), strict=True):
+    for form, rows in zip(FORMS, (5, 1, 5, 1), strict=True):
         found = plan(optimise(run.module, form), rows)
         waves = {step.node: step.wave for step in found.steps}
         assert not overlaps(found)
@@ -80,14 +151,13 @@ def test_plans_are_sound(run):
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(programs(steps=6))
 def test_the_cpu_engine_computes_what_the_interpreter_does(run):
-    wanted = evaluated(run, run.module.outputs)
+    wanted = Wanted(run)
     weights = Weights(lambda name: run.weights[name].reshape(-1).view(np.uint8))
     engine = CpuEngine(run.module, weights, Options(context=16, threads=2, chunk=3))
     try:
-        assert close(engine.step(run.tokens, 0, "all"), wanted)
-        assert close(engine.step(run.tokens, 0), wanted[-1:])
-        singles = [engine.step([t], i) for i, t in enumerate(run.tokens)]
-        assert close(np.concatenate(singles), wanted)
+        assert wanted.is_met(engine.step(run.tokens, 0, "all"))
+        assert wanted.is_met(engine.step(run.tokens, 0))
+        assert wanted.is_met(np.concatenate([engine.step([t], i) for i, t in enumerate(run.tokens)]))
     finally:
         engine.close()
 
@@ -103,8 +173,6 @@ def test_blame_names_the_rule_that_is_wrong():
 
 
 def _one_gelu() -> Run:
-    from strategies import Choices, Program
-
     class First(Choices):
         def __init__(self):
             pass

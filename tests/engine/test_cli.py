@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 import briolette as package
+from briolette.compiler.pipeline import STAGES
 from briolette.engine.cli import app
+from briolette.engine.commands import generate
 
 ORACLE = Path(__file__).resolve().parents[1] / "oracle" / "models" / "gemma4_e2b.gguf"
 COMMANDS = ("run", "chat", "inspect", "show", "fmt", "specs")
@@ -45,6 +48,14 @@ def test_help_lists_the_commands_and_is_all_that_is_imported():
     code = "import sys, briolette.engine.cli; print([m for m in ('numpy', 'lark', 'llvmlite') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_the_page_of_the_commands_names_them_all_and_their_stages():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text()
+    assert all(f"## {command}" in page or f"`{command}`" in page for command in COMMANDS)
+    stages = page.split("The stages, in their order, are")[1].split(";")[0]
+    assert re.findall(r"`(\w+)`", stages) == list(STAGES)
+    assert all(stage in " ".join(here("show", "--help").split()) for stage in STAGES)
 
 
 def test_specs_lists_the_files():
@@ -143,6 +154,15 @@ def broken(tmp_path: Path) -> dict[str, tuple[list[object], str]]:
         "unclosed": (["run", ORACLE, "x", "--spec", unclosed], "missing `}`"),
         "no spec": (["run", ORACLE, "x", "--spec", "none.arch"], "none.arch"),
         "cache": (["run", ORACLE, "x", "--kv", "q9"], "f32, f16, bf16"),
+        "cache to inspect": (["inspect", ORACLE, "--kv", "q9"], "f32, f16, bf16"),
+        "typo to inspect": (["inspect", ORACLE, "--spec", typo], "did you mean `rms`"),
+        "spec of another to inspect": (["inspect", ORACLE, "--spec", "llama"], "this spec is for llama"),
+        "folder as spec": (["run", ORACLE, "x", "--spec", tmp_path], "cannot read the architecture file"),
+        "cut to inspect": (["inspect", cut], "ends inside"),
+        "folder to show": (["show", tmp_path], "folder"),
+        "threads": (["run", ORACLE, "x", "--threads", 99999], "--threads"),
+        "context": (["run", ORACLE, "x", "--context", 10**12], "--context"),
+        "top p": (["run", ORACLE, "x", "--top-p", 0], "top_p is 0.0"),
         "stage": (["show", ORACLE, "--stage", "nope"], "elaborated"),
         "backend": (["run", ORACLE, "x", "--backend", "gpu"], "cpu"),
         "form": (["show", ORACLE, "--form", "nope"], "decode, prefill, all"),
@@ -169,6 +189,15 @@ MISTAKES = (
     "unclosed",
     "no spec",
     "cache",
+    "cache to inspect",
+    "typo to inspect",
+    "spec of another to inspect",
+    "folder as spec",
+    "cut to inspect",
+    "folder to show",
+    "threads",
+    "context",
+    "top p",
     "stage",
     "backend",
     "form",
@@ -186,6 +215,10 @@ MISTAKES = (
 )
 
 
+def test_every_mistake_is_tried(tmp_path):
+    assert set(broken(tmp_path)) == set(MISTAKES)
+
+
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_get_one_clear_message(case, tmp_path):
     args, words = broken(tmp_path)[case]
@@ -194,6 +227,14 @@ def test_mistakes_get_one_clear_message(case, tmp_path):
     assert words in " ".join(found.stderr.split())
     assert found.stdout == ""
     assert "Traceback" not in found.stderr
+
+
+def test_too_little_memory_is_told_and_no_traceback(monkeypatch):
+    def load(*_, **__):
+        raise MemoryError("Unable to allocate 47.7 GiB")
+
+    monkeypatch.setattr(generate, "load", load)
+    assert "47.7 GiB); a smaller --context" in here("run", ORACLE, "x", code=2)
 
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path):

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from briolette.compiler.dims import Dim, evaluate
-from briolette.compiler.ir import Node
-from briolette.compiler.plan import is_view
+from .dims import Dim, evaluate
+from .ir import Node
+from .plan import is_view
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,12 @@ class View:
     offset: Dim
 
     def row_stride(self) -> int:
-        """Elements from one row of the last axis to the next, where that is the same for all rows."""
+        """Elements from one row of the last axis to the next.
+
+        Raises NotImplementedError where that differs among rows, or a row does not lie side by side.
+        """
+        if self.shape and self.shape[-1] != 1 and self.strides[-1] != 1:
+            raise NotImplementedError(f"rows of {list(self.shape)} do not lie side by side: {self.strides}")
         leading = [(size, stride) for size, stride in zip(self.shape[:-1], self.strides[:-1], strict=True) if size != 1]
         for (_, outer), (size, inner) in pairwise(leading):
             if outer != size * inner:
@@ -56,11 +61,18 @@ def view_of(item: Node) -> View:
     return View(inner.base, item.shape, _reshaped(inner, item.shape), inner.offset)
 
 
+def heads_lie_together(view: View) -> bool:
+    """Whether each token's heads [H, D] lie in order, wherever the next token's are."""
+    _, heads, size = view.shape
+    return (size == 1 or view.strides[2] == 1) and (heads == 1 or view.strides[1] == size)
+
+
 def _contiguous(shape: tuple[Dim, ...]) -> tuple[int, ...]:
     strides = [1] * len(shape)
     for axis in range(len(shape) - 2, -1, -1):
         inner = shape[axis + 1]
-        assert isinstance(inner, int), "only the first axis has a size known at run time"
+        if not isinstance(inner, int):
+            raise NotImplementedError(f"only the first axis of {list(shape)} may have a size known at run time")
         strides[axis] = strides[axis + 1] * inner
     return tuple(strides)
 

@@ -1,0 +1,39 @@
+"""Keeps the architecture that README.md shows equal to spec/gemma4.arch.
+
+python tests/readme.py             # exit code 1 where they differ
+python tests/readme.py --update    # write the file's text into the README
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+README, SPEC = ROOT / "README.md", ROOT / "spec" / "gemma4.arch"
+SHOWN = re.compile(r"(?<=^```arch\n).*?(?=^```$)", re.DOTALL | re.MULTILINE)
+
+
+def refreshed(readme: str, spec: str) -> str:
+    """The README with the spec's text in the place of its one `arch` block."""
+    new, count = SHOWN.subn(lambda _: spec, readme)
+    if count != 1:
+        sys.exit(f"{README.name} should have one block that begins with ```arch, and it has {count}")
+    return new
+
+
+def main() -> int:
+    before = README.read_text(encoding="utf-8")
+    after = refreshed(before, SPEC.read_text(encoding="utf-8"))
+    if before == after:
+        return 0
+    if "--update" in sys.argv[1:]:
+        README.write_text(after, encoding="utf-8")
+        return 0
+    print(f"{README.name} does not show {SPEC.name} as it is: python tests/readme.py --update", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
