@@ -90,10 +90,6 @@ class Format:
     def groups(self) -> int:
         return self.elements // self.group
 
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.bytes / self.elements
-
 
 KVALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # iq4: ggml-common.h
 # mxfp4 (OCP Microscaling Formats v1.0): doubled to be integers; its scale is halved.

@@ -33,7 +33,7 @@ def print_module(module: Module, tensors: bool = True) -> str:
     lines = [f"module {module.name} {module.form}"]
     for name, layers, entries in module.kinds:
         inside = ", ".join(f"{key} = {_value(value)}" for key, value in entries)
-        lines.append(f"kind {name} {_ranges(layers)} {{{inside}}}")
+        lines.append(f"kind {name} {layer_ranges(layers)} {{{inside}}}")
     if tensors:
         lines += [f"tensor {t.name} {_dims(t.shape)} {t.format}" for t in module.tensors]
     for block in module.blocks():
@@ -116,13 +116,13 @@ def _value(value: Any) -> str:
             groups: dict[Block, list[int]] = {}
             for index, block in value:
                 groups.setdefault(block, []).append(index)
-            return "<" + "; ".join(f"{_ranges(layers)}: &{b.name}" for b, layers in groups.items()) + ">"
+            return "<" + "; ".join(f"{layer_ranges(layers)}: &{b.name}" for b, layers in groups.items()) + ">"
         case tuple():
             return "(" + "".join(f"{_value(item)}, " for item in value).rstrip() + ")"
     raise TypeError(f"no text for {value!r}")
 
 
-def _ranges(layers: Iterable[int]) -> str:
+def layer_ranges(layers: Iterable[int]) -> str:
     """`0-3, 5`: layer numbers, runs shortened."""
     runs: list[list[int]] = []
     for layer in layers:

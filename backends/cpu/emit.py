@@ -66,7 +66,7 @@ def stored(item: Node) -> Node | None:
 def scratch_of(item: Node) -> int:
     """Bytes of scratch a step needs for each thread."""
     if item.op == "attend":
-        return scratch_bytes(attend_spec(item), 0)
+        return scratch_bytes(attend_spec(item))
     if item.op != "fused":
         return 0
     return (rows_spec(item) if item["family"] == "rows" else linear_spec(item)).scratch_bytes()
@@ -251,7 +251,7 @@ class _Program:
         for arg in item.args:
             _in_order(arg)
         args = [self.pointer(arg) for arg in item.args]
-        count = self.size(item.shape[0] if item.op == "rope_table" else product(_rows_of(item)))
+        count = self.size(item.shape[0] if item.op == "rope_table" else product(item.shape[:-1]))
         self.call(function, *args, self.pointer(item), count, self.tid, self.fields["threads"])
 
     def rope_table(self, item: Node) -> None:
@@ -278,10 +278,6 @@ class _Program:
     def combine(self, item: Node) -> None:
         used, n = item.args[0].shape[-2:]
         self.small(item, f"{used} {n}", lambda name: small.emit_combine(self.module, self.target, name, used, n))
-
-
-def _rows_of(item: Node) -> tuple[Dim, ...]:
-    return item.shape[:-1]
 
 
 # --- kernel descriptions from nodes -----------------------------------------------------------------

@@ -13,6 +13,7 @@ from briolette.compiler.ir import Module
 from briolette.compiler.ops import CACHE_DTYPES
 from briolette.compiler.pipeline import Form, front, optimise
 from briolette.compiler.plan import plan
+from briolette.compiler.text import layer_ranges
 from briolette.engine.gguf import GgufFile, open_gguf
 from briolette.engine.model import architecture, options_for
 from briolette.engine.tokenizer import Tokenizer
@@ -207,7 +208,7 @@ def _kinds(kinds: list[dict[str, Any]]) -> str:
     rows = [["kind", "layers", "", "values"]]
     for row in kinds:
         values = ", ".join(f"{key} {_short_value(value)}" for key, value in row["values"].items())
-        rows.append([row["kind"], str(len(row["layers"])), _ranges(row["layers"]), values])
+        rows.append([row["kind"], str(len(row["layers"])), layer_ranges(row["layers"]), values])
     return table(rows, "lr")
 
 
@@ -225,17 +226,6 @@ def _memory(found: dict[str, Any]) -> str:
     rows.append(["KV in all", size(memory["kv"]), f"{memory['kv_type']}, full at {memory['context']} tokens"])
     rows.append(["arena", size(memory["arena"]), f"activations, {memory['chunk']} tokens a prefill step"])
     return table(rows, "lr")
-
-
-def _ranges(layers: list[int]) -> str:
-    """`0-3, 5`: layer numbers, runs shortened."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
 
 
 def _short(count: int) -> str:

@@ -12,21 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llvmlite import ir
+from programs import HOST, RUNNABLE
 
 from briolette.backends.cpu.build import F32, I64, PTR, VOID, Build, Target
-from briolette.backends.cpu.kernels.attend import Attend, emit_attend, emit_cache_store, scratch_bytes
+from briolette.backends.cpu.kernels import emit_cache_store
+from briolette.backends.cpu.kernels.attend import Attend, emit_attend, scratch_bytes
 from briolette.compiler.ops import OPS, rounded
-
-HOST = Target.host()
-AVX2 = "+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+avx,+avx2,+fma,+f16c"
-PLAIN = Target("x86_64-unknown-linux-gnu", "x86-64", "", 4)
-
-# What this machine can run: every width it has, and the ways of older machines that its own features hide.
-RUNNABLE = {f"{n} lanes": Target.host(n) for n in (4, 8, 16) if n <= HOST.widest}
-if not HOST.arm:
-    RUNNABLE["sse2"] = PLAIN
-if HOST.has("avx2", "fma", "f16c"):
-    RUNNABLE["avx2"] = Target(PLAIN.triple, "x86-64", AVX2, 8)
 
 BASE = Attend(8, 2, 64, 64, "f32", "f32", 0.125, None, None, 512, False)
 GUARD = np.float32(7e7)  # what must stay untouched around a result
@@ -71,7 +62,7 @@ def check(spec: Attend, target: Target, positions: np.ndarray, capacity: int, th
     expected = OPS["attend"].evaluate(OpsContext, *double, positions, **attrs)
 
     out = np.full(expected.size + 32, GUARD)
-    needed = scratch_bytes(spec, length)
+    needed = scratch_bytes(spec)
     scratch = np.full(needed // 4 + 16, np.nan, np.float32)
     scratch[-16:] = GUARD
     _, call = compiled(spec, target)
@@ -164,7 +155,7 @@ def test_scores_of_every_size():
 
 
 def test_scratch_does_not_grow_with_the_context():
-    assert scratch_bytes(BASE, 1) == scratch_bytes(BASE, 1 << 20) < 1 << 17
+    assert scratch_bytes(BASE) < 1 << 17
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])

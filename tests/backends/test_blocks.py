@@ -8,24 +8,12 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from llvmlite import ir
+from programs import ARM, HOST, PLAIN, RUNNABLE
 
 from briolette.backends.cpu.blocks import emit_dot, emit_span, unit
 from briolette.backends.cpu.build import F32, I64, PTR, VOID, Build, Target
 from briolette.backends.formats import FORMATS, Format, decode
 from briolette.compiler.errors import BrioletteError
-
-HOST = Target.host()
-AVX2 = "+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+avx,+avx2,+fma,+f16c"
-ARM = Target("aarch64-unknown-linux-gnu", "generic", "+neon", 4)
-PLAIN = Target("x86_64-unknown-linux-gnu", "x86-64", "", 4)
-
-# What this machine can run: every width it has, and the ways of older machines that its own features hide.
-RUNNABLE = {f"{n} lanes": Target.host(n) for n in (4, 8, 16) if n <= HOST.widest}
-if not HOST.arm:
-    RUNNABLE["sse2"] = PLAIN
-if HOST.has("avx2", "fma", "f16c"):
-    RUNNABLE["avx2"] = Target(PLAIN.triple, "x86-64", AVX2, 8)
-    RUNNABLE["ssse3"] = Target(PLAIN.triple, "x86-64", "+sse3,+ssse3", 4)
 
 ROWS, K = 3, 768
 

@@ -8,24 +8,17 @@ import re
 
 import llvmlite.binding as llvm
 import numpy as np
+import programs
 import pytest
 from llvmlite import ir
+from programs import ARM, PLAIN
 
 from briolette.backends.cpu.build import F32, I16, I64, PTR, VOID, Build, Target, scalar
 from briolette.backends.cpu.math import ELEMENTWISE
 from briolette.compiler.ops import OPS, rounded
 
-HOST = Target.host()
-AVX2 = "+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+avx,+avx2,+fma,+f16c"
-ARM = Target("aarch64-unknown-linux-gnu", "generic", "+neon", 4)
-PLAIN = Target("x86_64-unknown-linux-gnu", "x86-64", "", 4)
-
-# What this machine can run: every width it has, scalars, and older machines that its own features hide.
-RUNNABLE = {f"{n} lanes": Target.host(n) for n in (1, 4, 8, 16) if n <= HOST.widest}
-if not HOST.arm:
-    RUNNABLE["sse2"] = PLAIN
-if HOST.has("avx2", "fma", "f16c"):
-    RUNNABLE["avx2"] = Target(PLAIN.triple, "x86-64", AVX2, 8)
+# Beside what other tests run as: one value at a time.
+RUNNABLE = {"1 lanes": Target.host(1)} | programs.RUNNABLE
 every_target = pytest.mark.parametrize("target", RUNNABLE.values(), ids=RUNNABLE)
 
 UNARY = ["exp", "tanh", "rsqrt", "gelu", "silu", "softcap"]

@@ -52,6 +52,23 @@ class Wanted:
         return bool(np.abs(ours - self.value[-len(ours) :]).max() <= self.error)
 
 
+def engine_of(run: Run, threads: int = 1) -> CpuEngine:
+    weights = Weights(lambda name: run.weights[name].reshape(-1).view(np.uint8))
+    return CpuEngine(run.module, weights, Options(context=16, threads=threads, chunk=3))
+
+
+def check_on_cpu(run: Run, threads: int = 1) -> None:
+    """All tokens' logits, the last one's, and token by token."""
+    wanted = Wanted(run)
+    engine = engine_of(run, threads)
+    try:
+        assert wanted.is_met(engine.step(run.tokens, 0, "all"))
+        assert wanted.is_met(engine.step(run.tokens, 0))
+        assert wanted.is_met(np.concatenate([engine.step([t], i) for i, t in enumerate(run.tokens)]))
+    finally:
+        engine.close()
+
+
 def near_a_tie(run: Run) -> bool:
     """Whether rounding may decide which experts are chosen: nothing holds across a jump."""
     inner = [n.args[0] for n in topological(run.module.outputs) if n.op == "top"]
@@ -151,15 +168,7 @@ def test_plans_are_sound(run):
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(programs(steps=6))
 def test_the_cpu_engine_computes_what_the_interpreter_does(run):
-    wanted = Wanted(run)
-    weights = Weights(lambda name: run.weights[name].reshape(-1).view(np.uint8))
-    engine = CpuEngine(run.module, weights, Options(context=16, threads=2, chunk=3))
-    try:
-        assert wanted.is_met(engine.step(run.tokens, 0, "all"))
-        assert wanted.is_met(engine.step(run.tokens, 0))
-        assert wanted.is_met(np.concatenate([engine.step([t], i) for i, t in enumerate(run.tokens)]))
-    finally:
-        engine.close()
+    check_on_cpu(run, threads=2)
 
 
 def test_blame_names_the_rule_that_is_wrong():

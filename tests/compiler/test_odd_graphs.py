@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from briolette.backends.base import Options, Weights
-from briolette.backends.cpu.engine import CpuEngine
 from briolette.compiler.dims import symbol
 from briolette.compiler.header import TensorInfo
 from briolette.compiler.interp import Interpreter
@@ -22,17 +20,12 @@ from briolette.compiler.verify import VerifyError, verify
 
 sys.path.insert(0, str(Path(__file__).parent))
 from odd_programs import odd_programs
-from test_graphs import FORMS, Wanted, evaluated, overlaps
+from test_graphs import FORMS, Wanted, check_on_cpu, engine_of, evaluated, overlaps
 
 from strategies import Run
 
 T = symbol("T")
 ordinary = settings(deadline=None, suppress_health_check=list(HealthCheck))
-
-
-def engine_of(run: Run) -> CpuEngine:
-    weights = Weights(lambda name: run.weights[name].reshape(-1).view(np.uint8))
-    return CpuEngine(run.module, weights, Options(context=16, threads=1, chunk=3))
 
 
 @settings(ordinary, max_examples=60)
@@ -50,14 +43,7 @@ def test_every_stage_of_every_form_keeps_the_value(run):
 @settings(ordinary, max_examples=10)
 @given(odd_programs(steps=4))
 def test_the_cpu_engine_computes_what_the_interpreter_does(run):
-    wanted = Wanted(run)
-    engine = engine_of(run)
-    try:
-        assert wanted.is_met(engine.step(run.tokens, 0, "all"))
-        assert wanted.is_met(engine.step(run.tokens, 0))
-        assert wanted.is_met(np.concatenate([engine.step([t], i) for i, t in enumerate(run.tokens)]))
-    finally:
-        engine.close()
+    check_on_cpu(run)
 
 
 class Small:

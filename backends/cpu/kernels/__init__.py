@@ -34,3 +34,10 @@ def split(b: Build, rows: Value, tid: Value, threads: Value) -> tuple[Value, Val
     """Thread `tid`'s share of `rows` (all i64), first to last (exclusive): shares differ by at most one."""
     first = b.ir.udiv(b.mul(rows, tid), threads)
     return first, b.ir.udiv(b.mul(rows, b.add(tid, 1)), threads)
+
+
+def emit_cache_store(b: Build, dtype: str, value: Value, ptr: Value, offset: int | Value = 0) -> None:
+    """Store an f32 scalar or vector as a cache of `dtype` keeps it (`briolette.compiler.ops.rounded`)."""
+    if dtype != "f32":
+        value = b.to_f16_bits(value) if dtype == "f16" else b.to_bf16_bits(value)
+    b.store(value, ptr, offset)

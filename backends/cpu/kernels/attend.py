@@ -78,7 +78,7 @@ def _padded(n: int) -> int:
     return -(-n // 16) * 16
 
 
-def scratch_bytes(spec: Attend, max_context: int) -> int:
+def scratch_bytes(spec: Attend) -> int:
     """Bytes of scratch that a thread needs (64-aligned is best): the same for every context length."""
     return spec.scratch[""][0]
 
@@ -104,13 +104,6 @@ def emit_attend(module: ir.Module, target: Target, name: str, spec: Attend) -> i
         kernel.divide_rows(rows, tid, threads)
     b.ir.ret_void()
     return function
-
-
-def emit_cache_store(b: Build, dtype: str, value: Value, ptr: Value, offset: int | Value = 0) -> None:
-    """Store an f32 scalar or vector as a cache of `dtype` keeps it (`briolette.compiler.ops.rounded`)."""
-    if dtype != "f32":
-        value = b.to_f16_bits(value) if dtype == "f16" else b.to_bf16_bits(value)
-    b.store(value, ptr, offset)
 
 
 class _Row:

@@ -19,9 +19,9 @@ from briolette.compiler.ir import Block, Node, topological
 from briolette.compiler.ops import OPS, attributes, with_args
 
 from ..blocks import emit_span, unit
-from ..build import F32, I16, I32, I64, PTR, VOID, Build, Target, Value
+from ..build import F32, I32, I64, PTR, VOID, Build, Target, Value
 from ..math import ELEMENTWISE
-from . import ALIKE, Place, split
+from . import ALIKE, Place, emit_cache_store, split
 
 REDUCTIONS = ("sum", "mean", "max")
 
@@ -283,11 +283,7 @@ class _Emitter:
         slot = b.ir.urem(position, self.capacity)
         element = b.add(b.mul(b.add(b.mul(head, self.capacity), slot), columns), column)
         dtype = self.write.type.dtype
-        if dtype == "f32":
-            b.store(values, self.out, b.shl(element, 2), align=4)
-        else:
-            bits = b.to_f16_bits(values) if dtype == "f16" else b.to_bf16_bits(values)
-            b.store(b.bits(bits, b.vec(I16, values.type.count)), self.out, b.shl(element, 1), align=2)
+        emit_cache_store(b, dtype, values, self.out, b.shl(element, 2 if dtype == "f32" else 1))
 
 
 def larger(b: Build, x: Value, y: Value) -> Value:
