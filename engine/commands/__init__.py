@@ -1,1 +1,1 @@
-"""What the commands of `briolette` do; `engine/cli.py` says how they are called."""
+"""What the commands of `briolette` do; `engine/cli/` says how they are called."""
