@@ -99,7 +99,8 @@ class Module:
     Block form has `layers` nodes and named blocks; unrolled form has every layer inline, concrete
     tensor names and storage formats. `outputs` are what a run returns; cache writes live as
     operands of the attention that reads them, or among `effects` when the step only fills caches.
-    `origins` maps a node to the spec lines it came from, `names` to the name it had there.
+    `origins` maps a node to the spec lines it came from, `names` to the name it had there, `places` of an
+    unrolled module to the layer (None outside of them) and the block it came from.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Module:
     kinds: tuple[tuple[str, tuple[int, ...], Attrs], ...] = ()
     origins: Mapping[Node, tuple[Any, ...]] = field(default_factory=dict, compare=False, repr=False)
     names: Mapping[Node, str] = field(default_factory=dict, compare=False, repr=False)
+    places: Mapping[Node, tuple[int | None, str]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def roots(self) -> tuple[Node, ...]:
@@ -165,7 +167,7 @@ def users(roots: Iterable[Node]) -> dict[Node, list[Node]]:
 
 
 class Rebuilder:
-    """Rebuilds a graph bottom-up through `visit(node, new_args) -> node`, carrying origins and names along."""
+    """Rebuilds a graph bottom-up through `visit(node, new_args) -> node`, carrying what is known of nodes along."""
 
     def __init__(self, visit: Callable[[Node, tuple[Node, ...]], Node]):
         self.visit = visit
@@ -180,16 +182,19 @@ class Rebuilder:
 
 
 def carry(module: Module, new: Mapping[Node, Node]) -> dict[str, Any]:
-    """Origins and names for a rebuilt module: each new node has those of all the nodes it replaces."""
+    """Origins, names and places for a rebuilt module: each new node has those of all the nodes it replaces."""
     origins: dict[Node, tuple[Any, ...]] = {}
     names: dict[Node, str] = {}
+    places: dict[Node, tuple[int | None, str]] = {}
     for before, after in new.items():
         lines = module.origins.get(before, ())
         if lines:
             origins[after] = tuple(dict.fromkeys((*origins.get(after, ()), *lines)))
         if before in module.names:
             names.setdefault(after, module.names[before])
-    return {"origins": origins, "names": names}
+        if before in module.places:
+            places.setdefault(after, module.places[before])
+    return {"origins": origins, "names": names, "places": places}
 
 
 def rebuilt(module: Module, visit: Callable[[Node, tuple[Node, ...]], Node]) -> Module:

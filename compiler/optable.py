@@ -5,6 +5,7 @@ The declarations themselves are in `opset/`; `ops.py` puts both together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -89,6 +90,7 @@ class Op:
     infer: Callable[..., Type]
     evaluate: Callable[..., Array]
     flops: Callable[..., int]
+    reads: Callable[..., Sequence[int]]
     traits: frozenset[str]
     sample: Callable[[Draw], Sample] | None
     body: Callable[..., Node] | None
@@ -107,12 +109,18 @@ OPS: dict[str, Op] = {}
 TRAITS = frozenset({"elementwise", "row", "token", "view", "leaf", "effect", "structure"})
 
 
+def everything(out: tuple[int, ...], *args: tuple[int, ...]) -> list[int]:
+    """How many elements an op reads that reads all of its operands."""
+    return [math.prod(arg) for arg in args]
+
+
 def op(
     operands: str = "",
     *,
     infer: Callable[..., Type],
     traits: str = "",
     flops: Callable[..., int] = lambda out, *args: 0,
+    reads: Callable[..., Sequence[int]] = everything,
     sample: Callable[[Draw], Sample] | None = None,
     body: Callable[..., Node] | None = None,
     **attrs: Any,
@@ -121,7 +129,8 @@ def op(
     docstring, the op's documentation.
 
     operands: their names. infer: operand types and attributes -> result type, or TypeRuleError. flops: shapes
-    of result and operands -> floating point operations. sample: a random legal use. body: for compound ops,
+    of result and operands -> floating point operations. reads: of the same -> how many elements of each operand it
+    touches (all, unless it says so). sample: a random legal use. body: for compound ops,
     operands and attributes -> the same value in simpler ops. attrs: attributes and their defaults.
     """
 
@@ -130,7 +139,7 @@ def op(
         doc = " ".join((evaluate.__doc__ or "").split())
         names, kinds = tuple(operands.split()), frozenset(traits.split())
         assert name not in OPS and kinds <= TRAITS, name
-        OPS[name] = Op(name, names, attrs, infer, evaluate, flops, kinds, sample, body, doc)
+        OPS[name] = Op(name, names, attrs, infer, evaluate, flops, reads, kinds, sample, body, doc)
         return evaluate
 
     return declare

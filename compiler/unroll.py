@@ -26,17 +26,22 @@ class _Inliner:
         self.planes: dict[tuple[int, str], Node] = {}
         self.origins: dict[Node, tuple[Any, ...]] = {}
         self.names: dict[Node, str] = {}
+        self.places: dict[Node, tuple[int | None, str]] = {}
 
     def run(self) -> Module:
-        outputs = self.inline(self.module.outputs, {}, None)
-        return replace(self.module, form="unrolled", outputs=outputs, origins=self.origins, names=self.names)
+        outputs = self.inline(self.module.outputs, {}, None, "main")
+        known: dict[str, Any] = {"origins": self.origins, "names": self.names, "places": self.places}
+        return replace(self.module, form="unrolled", outputs=outputs, **known)
 
-    def inline(self, roots: tuple[Node, ...], bound: dict[Node, Node], layer: int | None) -> tuple[Node, ...]:
+    def inline(
+        self, roots: tuple[Node, ...], bound: dict[Node, Node], layer: int | None, block: str
+    ) -> tuple[Node, ...]:
         done = dict(bound)
         for item in topological(roots):
             if item not in done:
                 done[item] = self.rebuild(item, tuple(done[arg] for arg in item.args), layer)
                 self.carry(item, done[item], layer)
+                self.places.setdefault(done[item], (layer, block))
         return tuple(done[root] for root in roots)
 
     def rebuild(self, item: Node, args: tuple[Node, ...], layer: int | None) -> Node:
@@ -63,7 +68,7 @@ class _Inliner:
 
     def apply(self, block: Block, args: tuple[Node, ...], layer: int | None) -> Node:
         roots = (*block.effects, block.result)
-        return self.inline(roots, dict(zip(block.params, args, strict=True)), layer)[-1]
+        return self.inline(roots, dict(zip(block.params, args, strict=True)), layer, block.name)[-1]
 
     def plane(self, slot: int, plane: str) -> Node:
         found = self.planes.get((slot, plane))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..ir import Type
@@ -63,6 +65,7 @@ def _sample_expert(d: Draw) -> Sample:
     infer=_expert_type,
     traits="token",
     flops=lambda out, x, w, ids: 2 * int(np.prod(out)) * w[2],
+    reads=lambda out, x, w, ids: (math.prod(x), min(w[0], math.prod(ids)) * w[1] * w[2], math.prod(ids)),
     sample=_sample_expert,
 )
 def expert_linear(context: Context, x: Array, w: Array, ids: Array) -> Array:
@@ -109,7 +112,13 @@ def _sample_embed(d: Draw) -> Sample:
     return Sample((Type((v, n)), Type((t,), "i32")), below={1: v})
 
 
-@op("w ids", infer=_embed_type, traits="row token", sample=_sample_embed)
+@op(
+    "w ids",
+    infer=_embed_type,
+    traits="row token",
+    reads=lambda out, w, ids: (math.prod(out), math.prod(ids)),
+    sample=_sample_embed,
+)
 def embed(context: Context, w: Array, ids: Array) -> Array:
     """Rows of a table [V, N] by ids [...]: [..., N]."""
     return w[ids]

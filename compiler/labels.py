@@ -1,0 +1,102 @@
+"""What values of an unrolled program are called, by everyone who compares values: traces, diffs, reports.
+
+    blk.3.attention.q      the spec's name for it, in its block and layer
+    blk.3.attn_q_norm      what the tensor attn_q_norm was used for
+    blk.3.attention        what the block returns
+    blk.3.cache.v          what goes into the cache
+    main.logits            outside of the layers; `main` is the program's output
+
+A value may have several labels; its first is the one it is shown by. Values without any of these are numbered
+within their block, by op: `blk.3.ffn.mul.1`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from .ir import Module, Node, topological
+from .values import bare
+
+_UNSEEN = frozenset({"const", "weight", "dequant", "position"})
+_SHOWS = frozenset({"slice", "reshape", "dequant"})
+
+
+def labels(module: Module) -> dict[str, Node]:
+    """Every label of an unrolled module with the value it stands for, in the program's order.
+
+    Where two values would have one label, the later has `'2` behind it, and so on.
+    """
+    found: dict[str, Node] = {}
+    results = _results(module)
+    counts: Counter[str] = Counter()
+    for item in topological(module.roots):
+        if item.op in _UNSEEN or (item.op in _SHOWS and _weight_of(item) is not None):
+            continue
+        if item.op == "cache_write":
+            layer, _ = module.places.get(item, (None, ""))
+            found.setdefault(f"{_scope(layer)}cache.{item['plane']}", item.args[0])
+            continue
+        names = dict.fromkeys(_labels(item, module, results))
+        if not names:
+            layer, block = module.places.get(item, (None, "main"))
+            base = f"{_scope(layer)}{_stem(block)}.{item.op}"
+            counts[base] += 1
+            names = {f"{base}.{counts[base]}": None}
+        for name in names:
+            unique, copy = name, 2
+            while unique in found:
+                unique, copy = f"{name}'{copy}", copy + 1
+            found[unique] = item
+    return found
+
+
+def shown_labels(module: Module) -> dict[Node, str]:
+    """The label that each value is shown by."""
+    found: dict[Node, str] = {}
+    for label, item in labels(module).items():
+        found.setdefault(item, label)
+    return found
+
+
+def _labels(item: Node, module: Module, results: dict[Node, str]) -> Iterator[str]:
+    layer, block = module.places.get(item, (None, "main"))
+    name = module.names.get(item)
+    if name is not None:
+        yield f"{_scope(layer)}{_stem(block)}.{name.removesuffix(f'.{layer}')}"
+    if item in results:
+        yield results[item]
+    for arg in item.args:
+        weight = _weight_of(arg)
+        if weight is not None:
+            yield f"{_scope(layer)}{bare(weight['name'])}"
+
+
+def _results(module: Module) -> dict[Node, str]:
+    """What blocks return: the last value of each block in each layer that a value outside of it reads."""
+    found: dict[Node, str] = {}
+    last: dict[tuple[int | None, str], Node] = {}
+    for item in topological(module.roots):
+        place = module.places.get(item)
+        if place is not None and place[1] != "main":
+            last[place] = item
+    if module.outputs:
+        found[module.outputs[0]] = "main"
+    for (layer, block), item in last.items():
+        found.setdefault(item, f"{_scope(layer)}{_stem(block)}")
+    return found
+
+
+def _scope(layer: int | None) -> str:
+    return "" if layer is None else f"blk.{layer}."
+
+
+def _stem(block: str) -> str:
+    """A block's name without its kind: `attention.local.2` is `attention`."""
+    return block.split(".", 1)[0]
+
+
+def _weight_of(item: Node) -> Node | None:
+    while item.op in _SHOWS:
+        item = item.args[0]
+    return item if item.op == "weight" else None
