@@ -182,6 +182,12 @@ def get(format: str | Format) -> Format:
     return FORMATS[format]
 
 
+def element_bytes(format: str | Format) -> float:
+    """Bytes that an element takes, a fraction perhaps."""
+    fmt = get(format)
+    return fmt.bytes / fmt.elements
+
+
 def row_bytes(format: str | Format, k: int) -> int:
     """Bytes of a row of `k` elements. Raises BrioletteError where `k` is not a whole number of blocks."""
     fmt = get(format)

@@ -126,8 +126,8 @@ class Costs:
         return tuple(evaluate(dim, sizes) for dim in type.shape)
 
 
-def kv_token_bytes(module: Module) -> Mapping[int, int]:
-    """Bytes of K and V that each cache slot (a layer's) keeps for a token."""
+def kv_token_bytes(module: Module, dtype: str | None = None) -> Mapping[int, int]:
+    """Bytes of K and V that each cache slot (a layer's) keeps for a token; with elements of `dtype`, if given."""
     found: dict[int, int] = {}
 
     def visit(roots: tuple[Node, ...], layer: int | None) -> None:
@@ -135,7 +135,7 @@ def kv_token_bytes(module: Module) -> Mapping[int, int]:
             if item.op == "cache_write":
                 slot = _number(item["slot"], layer)
                 size = math.prod(_number(dim, layer) for dim in item.shape[1:])
-                found[slot] = found.get(slot, 0) + size * ELEMENT_BYTES[item.type.dtype]
+                found[slot] = found.get(slot, 0) + size * ELEMENT_BYTES[dtype or item.type.dtype]
             elif item.op == "layers":
                 for index, block in item["table"]:
                     visit(block.roots, index)

@@ -25,13 +25,14 @@ from .values import LAYER, UNKNOWN, CacheSlot, Frame, Layer, describe, dim_of, s
 TOKENS = symbol("T")
 
 
-def elaborate(tree: ast.Architecture, header: Header) -> Module:
+def elaborate(tree: ast.Architecture, header: Header, strict: bool = True) -> Module:
     """The program of `tree` for the file `header` describes, in block form.
 
-    Raises SpecError, with the spec's line, where the two do not fit each other.
+    Raises SpecError, with the spec's line, where the two do not fit each other. `strict=False` is for trees
+    with something taken out: declarations, keys and tensors that nothing reads any more are no mistake then.
     """
     try:
-        return Elaborator(tree, header).module()
+        return Elaborator(tree, header).module(strict)
     except RecursionError:
         raise SpecError(f"{tree.span.file}: expressions are nested too deeply, or refer to each other") from None
 
@@ -60,15 +61,18 @@ class Elaborator:
         self.caches: dict[int, tuple[Type, ...]] = {}
         self.variants: dict[str, dict[tuple[Any, ...], Block]] = {}
         self.origins: dict[Node, tuple[Span, ...]] = {}
+        self.behind: dict[Node, tuple[Span, ...]] = {}
+        self.read: list[Span] = []  # lines behind the names that the statement at hand has read
         self.value_names: dict[Node, str] = {}
         self.layer_count = 0
         self.now: Layer | None = None  # the layer being elaborated, for messages
 
-    def module(self) -> Module:
+    def module(self, strict: bool = True) -> Module:
         for block in self.blocks.values():
             if block.name in FUNCTIONS or block.name == "has":
                 self.fail(f"`{block.name}` is a function of the language", block.span, "choose another name")
-        check(self.tree)
+        if strict:
+            check(self.tree)
         for line in self.tree.of(ast.Require):
             self.require(line)
         model, frame = next(self.tree.of(ast.Model)), Frame()
@@ -83,16 +87,19 @@ class Elaborator:
             self.fail("model returns nothing", model.span)
         result = self.returned(result, model.result, frame, "model")
         self.check_lists()
-        check_keys(self.tree, self.header)
-        check_tensors(self.tree, self.header, self.consumed | self.ignored)
+        if strict:
+            check_keys(self.tree, self.header)
+            check_tensors(self.tree, self.header, self.consumed | self.ignored)
         return Module(
             self.tree.name,
             "blocks",
             outputs=(result,),
             tensors=tuple(t for name, t in self.header.tensors.items() if name in self.consumed),
             kinds=tuple(self._kind_table()),
+            params=tuple(self._param_table()),
             origins=self.origins,
             names=self.value_names,
+            behind=self.behind,
         )
 
     # --- what the evaluator asks ---------------------------------------------------------------------
@@ -107,6 +114,7 @@ class Elaborator:
         seen = self.origins.get(made, ())
         if span not in seen:
             self.origins[made] = (*seen, span)
+        self.behind.setdefault(made, tuple(dict.fromkeys(self.read)))
 
     def names(self) -> list[str]:
         entries = {e.name for k in self.kinds for e in k.body.lines if isinstance(e, ast.Entry)}
@@ -123,11 +131,13 @@ class Elaborator:
         declared = self.params.get(name) or self.lets.get(name)
         if declared is not None:
             line = declared
+            self.read.append(line.span)
             return self._once(name, lambda: self.evaluator.value(line.value, Frame()), span)
         if frame.layer is not None:
             kind = self._kind(frame.layer)
             for entry in kind.body.lines if kind else ():
                 if isinstance(entry, ast.Entry) and entry.name == name:
+                    self.read.append(entry.span)
                     return self._entry(entry, frame.layer, span)
         return UNKNOWN
 
@@ -140,6 +150,7 @@ class Elaborator:
         if name == "kind":
             return self.kind_of(index, span)
         declared = self.params.get(name) or self.lets[name]
+        self.read.append(declared.span)
         return self._once((name, int(index), type(index)), lambda: self._indexed(declared, index, span), span)
 
     def kind_of(self, layer: int, span: Span | None = None) -> str:
@@ -164,7 +175,8 @@ class Elaborator:
             hint = "a layer stores with `cache[i] <- k, v` before it or a later layer reads"
             self.fail(f"nothing has been stored in cache[{int(slot)}] before this", span, hint)
         at = dim_of(slot)
-        return tuple(node("cache", slot=at, plane=p, type=t) for p, t in zip("kv", types, strict=True))
+        planes = zip("kv", types, strict=True)
+        return tuple(self.evaluator.make("cache", span, slot=at, plane=p, type=t) for p, t in planes)
 
     def call_block(self, block: ast.Block, args: list[Any], frame: Frame, span: Span) -> Node:
         made, values = self.block(block, args, frame, span)
@@ -218,11 +230,20 @@ class Elaborator:
 
     def run(self, body: ast.Body, frame: Frame) -> Any:
         """Runs statements; the value of `return`, or None where there is none."""
+        outer = self.read
+        try:
+            return self._run(body, frame)
+        finally:
+            self.read = outer
+
+    def _run(self, body: ast.Body, frame: Frame) -> Any:
         for line in body.lines:
+            self.read = []
             match line:
                 case ast.Assign(name=name, value=value, when=when):
                     if when is None or self.evaluator.test(when, frame):
                         self.assign(name, self.evaluator.value(value, frame), frame)
+                        frame.given[name] = line.span
                 case ast.Store():
                     self.store(line, frame)
                 case ast.Branch(test=test, then=then, otherwise=otherwise):
@@ -359,6 +380,17 @@ class Elaborator:
         """A kind's entry in a layer; it sees the other entries."""
         frame = Frame({"i": layer}, layer=layer)
         return self._once((wanted.name, int(layer)), lambda: self.evaluator.value(wanted.value, frame), span)
+
+    def _param_table(self) -> Iterable[tuple[str, Any]]:
+        """The hyperparameters that were read; of those with an index, each layer's value, or the one of all."""
+        for name, line in self.params.items():
+            if line.index is None and name in self.known:
+                yield name, self.known[name]
+            elif line.index is not None:
+                read = {key[1]: value for key, value in self.known.items() if isinstance(key, tuple) and key[0] == name}
+                values = tuple(read.get(layer) for layer in range(self.layer_count))
+                if read:
+                    yield name, next(iter(read.values())) if len(set(read.values())) == 1 else values
 
     def _kind_table(self) -> Iterable[tuple[str, tuple[int, ...], tuple[tuple[str, Any], ...]]]:
         for kind in self.kinds:

@@ -8,7 +8,7 @@ in the module, and never take part in identity.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -99,7 +99,10 @@ class Module:
     Block form has `layers` nodes and named blocks; unrolled form has every layer inline, concrete
     tensor names and storage formats. `outputs` are what a run returns; cache writes live as
     operands of the attention that reads them, or among `effects` when the step only fills caches.
-    `origins` maps a node to the spec lines it came from, `names` to the name it had there, `places` of an
+    `kinds` are the kinds of layers with what each sets, `params` the hyperparameters that the spec read (a tuple
+    where a layer has its own).
+    `origins` maps a node to the spec lines it came from, `behind` to the lines that gave the names on them their
+    values, `names` to the name it had there, `places` of an
     unrolled module to the layer (None outside of them) and the block it came from.
     """
 
@@ -109,9 +112,11 @@ class Module:
     effects: tuple[Node, ...] = ()
     tensors: tuple[TensorInfo, ...] = ()
     kinds: tuple[tuple[str, tuple[int, ...], Attrs], ...] = ()
+    params: Attrs = ()
     origins: Mapping[Node, tuple[Any, ...]] = field(default_factory=dict, compare=False, repr=False)
     names: Mapping[Node, str] = field(default_factory=dict, compare=False, repr=False)
     places: Mapping[Node, tuple[int | None, str]] = field(default_factory=dict, compare=False, repr=False)
+    behind: Mapping[Node, tuple[Any, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def roots(self) -> tuple[Node, ...]:
@@ -140,13 +145,14 @@ def called(item: Node) -> tuple[Block, ...]:
     return (block,) if isinstance(block, Block) else ()
 
 
-def topological(roots: Iterable[Node]) -> list[Node]:
-    """Every node reachable from the roots, operands before users, in a stable order."""
+def topological(roots: Iterable[Node], known: Container[Node] = ()) -> list[Node]:
+    """Every node reachable from the roots, operands before users, in a stable order; none that is `known`, nor
+    what only those need."""
     order: dict[Node, None] = {}
     stack = [(root, False) for root in reversed(list(roots))]
     while stack:
         item, ready = stack.pop()
-        if item in order:
+        if item in order or item in known:
             continue
         if ready:
             order[item] = None
@@ -182,10 +188,11 @@ class Rebuilder:
 
 
 def carry(module: Module, new: Mapping[Node, Node]) -> dict[str, Any]:
-    """Origins, names and places for a rebuilt module: each new node has those of all the nodes it replaces."""
+    """What is known of a rebuilt module's nodes: each new node has the origins of all the nodes it replaces."""
     origins: dict[Node, tuple[Any, ...]] = {}
     names: dict[Node, str] = {}
     places: dict[Node, tuple[int | None, str]] = {}
+    behind: dict[Node, tuple[Any, ...]] = {}
     for before, after in new.items():
         lines = module.origins.get(before, ())
         if lines:
@@ -194,7 +201,9 @@ def carry(module: Module, new: Mapping[Node, Node]) -> dict[str, Any]:
             names.setdefault(after, module.names[before])
         if before in module.places:
             places.setdefault(after, module.places[before])
-    return {"origins": origins, "names": names, "places": places}
+        if before in module.behind:
+            behind.setdefault(after, module.behind[before])
+    return {"origins": origins, "names": names, "places": places, "behind": behind}
 
 
 def rebuilt(module: Module, visit: Callable[[Node, tuple[Node, ...]], Node]) -> Module:

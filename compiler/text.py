@@ -7,7 +7,7 @@
     }
 
 Weights (`@name[shape]:format`), numbers and views of weights are written where they are used.
-Names and the spec lines behind `#` are for people; they are no part of the program.
+Names and the spec lines behind `#` are for people; they are read back, but are no part of the program.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
+
+from briolette.spec.errors import Span
 
 from .dims import Affine, Dim, parse_dim
 from .errors import BrioletteError
@@ -31,8 +33,9 @@ _INLINE_OVER_WEIGHT = {"dequant", "slice"}
 def print_module(module: Module, tensors: bool = True) -> str:
     """The whole program. `tensors=False` leaves the tensor table out, for reading."""
     lines = [f"module {module.name} {module.form}"]
+    lines += [f"param {name} = {attribute_text(value)}" for name, value in module.params]
     for name, layers, entries in module.kinds:
-        inside = ", ".join(f"{key} = {_value(value)}" for key, value in entries)
+        inside = ", ".join(f"{key} = {attribute_text(value)}" for key, value in entries)
         lines.append(f"kind {name} {layer_ranges(layers)} {{{inside}}}")
     if tensors:
         lines += [f"tensor {t.name} {_dims(t.shape)} {t.format}" for t in module.tensors]
@@ -44,18 +47,31 @@ def print_module(module: Module, tensors: bool = True) -> str:
     return "\n".join(lines) + "\n"
 
 
+Statement = tuple[Node, str, str]
+
+
+def statements(module: Module, block: Block | None = None) -> Iterator[Statement]:
+    """What is printed of a block, or of `main`, line by line: a value, its name, and the expression that makes it."""
+    params = () if block is None else block.params
+    printer = _Printer(module, {p: f"%{p['name']}" for p in params})
+    return printer.statements(module.roots if block is None else block.roots)
+
+
 class _Printer:
     def __init__(self, module: Module, names: dict[Node, str]):
         self.module, self.names = module, dict(names)
         self.taken = set(names.values())
         self.numbered = 0
 
+    def statements(self, roots: tuple[Node, ...]) -> Iterator[Statement]:
+        for item in topological(roots):
+            if item not in self.names and not _inline(item):
+                self.names[item] = self.name(item)
+                yield item, self.names[item], self.expression(item)
+
     def body(self, effects: tuple[Node, ...], results: tuple[Node, ...]) -> Iterator[str]:
-        for item in topological((*effects, *results)):
-            if item in self.names or _inline(item):
-                continue
-            self.names[item] = self.name(item)
-            text = f"  {self.names[item]} = {self.expression(item)} : {item.type}"
+        for item, name, expression in self.statements((*effects, *results)):
+            text = f"  {name} = {expression} : {item.type}"
             where = [f"{_file(span.file)}:{span.line}" for span in self.module.origins.get(item, ())]
             yield f"{text}   # {', '.join(dict.fromkeys(where[:3]))}" if where else text
         if effects:
@@ -81,7 +97,7 @@ class _Printer:
             return repr(item["value"])
         if item.op == "weight":
             return f"@{item['name']}{_dims(item.shape)}:{item.type.dtype}"
-        attrs = ", ".join(f"{key} = {_value(value)}" for key, value in item.attrs)
+        attrs = ", ".join(f"{key} = {attribute_text(value)}" for key, value in item.attrs)
         call = f"{item.op}({', '.join(map(self.operand, item.args))})"
         return f"{call} {{{attrs}}}" if attrs else call
 
@@ -100,7 +116,8 @@ def _dims(shape: Iterable[Dim]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-def _value(value: Any) -> str:
+def attribute_text(value: Any) -> str:
+    """An attribute as it is printed."""
     match value:
         case None:
             return "none"
@@ -118,7 +135,7 @@ def _value(value: Any) -> str:
                 groups.setdefault(block, []).append(index)
             return "<" + "; ".join(f"{layer_ranges(layers)}: &{b.name}" for b, layers in groups.items()) + ">"
         case tuple():
-            return "(" + "".join(f"{_value(item)}, " for item in value).rstrip() + ")"
+            return "(" + "".join(f"{attribute_text(item)}, " for item in value).rstrip() + ")"
     raise TypeError(f"no text for {value!r}")
 
 
@@ -133,7 +150,8 @@ def layer_ranges(layers: Iterable[int]) -> str:
     return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
 
 
-def _unranges(text: str) -> list[int]:
+def layers_of_ranges(text: str) -> list[int]:
+    """The inverse of `layer_ranges`."""
     layers: list[int] = []
     for part in filter(None, (p.strip() for p in text.split(","))):
         first, _, last = part.partition("-")
@@ -172,15 +190,22 @@ def parse_module(text: str) -> Module:
 
 class _Parser:
     def __init__(self, text: str):
-        self.lines = [(n, line.split("   # ")[0].rstrip()) for n, line in enumerate(text.splitlines(), 1)]
-        self.lines = [(n, line) for n, line in self.lines if line.strip()]
+        self.lines: list[tuple[int, str]] = []
+        self.comments: dict[int, str] = {}  # by line number: where nodes came from
+        for number, line in enumerate(text.splitlines(), 1):
+            code, _, comment = line.partition("   # ")
+            if code.strip():
+                self.lines.append((number, code.rstrip()))
+                self.comments[number] = comment
         self.blocks: dict[str, Block] = {}
         self.hints: dict[Node, str] = {}
+        self.origins: dict[Node, tuple[Span, ...]] = {}
         self.at = 0
 
     def module(self) -> Module:
         name, form = "", ""
         kinds: list[Any] = []
+        params: list[tuple[str, Any]] = []
         tensors: list[TensorInfo] = []
         outputs: tuple[Node, ...] = ()
         effects: tuple[Node, ...] = ()
@@ -190,6 +215,10 @@ class _Parser:
                 word = line.split(" ", 1)[0]
                 if word == "module":
                     name, form = _matched(r"module (\S+) (\S+)", line, "module NAME FORM")
+                elif word == "param":
+                    called, value = _matched(r"param (\w+) = (.+)", line, "param NAME = VALUE")
+                    tokens = _Tokens(value, self)
+                    params.append((called, tokens.all(tokens.value)))
                 elif word == "kind":
                     kinds.append(self.kind(line))
                 elif word == "tensor":
@@ -208,7 +237,9 @@ class _Parser:
         if not name or not outputs:
             last = self.lines[-1][0] if self.lines else 1
             raise BrioletteError(f"IR text, line {last}: the text ends without its `{'main' if name else 'module'}`")
-        return Module(name, form, outputs, effects, tuple(tensors), tuple(kinds), names=self.hints)
+        return Module(
+            name, form, outputs, effects, tuple(tensors), tuple(kinds), tuple(params), self.origins, self.hints
+        )
 
     def line(self) -> str:
         """The next line, taken."""
@@ -225,7 +256,7 @@ class _Parser:
     def kind(self, line: str) -> Any:
         name, layers, rest = _matched(r"kind (\S+) ([\d, -]+) (\{.*\})", line, "kind NAME LAYERS {ATTRIBUTES}")
         tokens = _Tokens(rest, self)
-        return name, tuple(_unranges(layers)), tuple(tokens.all(tokens.attrs).items())
+        return name, tuple(layers_of_ranges(layers)), tuple(tokens.all(tokens.attrs).items())
 
     def block(self, line: str) -> None:
         tokens = _Tokens(line.removeprefix("block "), self)
@@ -274,6 +305,9 @@ class _Parser:
                 if name in scope:
                     raise ValueError(f"{name} is defined twice")
                 scope[name] = made
+                where = re.findall(r"(\S+):(\d+)", self.comments[self.lines[self.at - 1][0]])
+                if where:
+                    self.origins.setdefault(made, tuple(Span(int(n), 1, int(n), 1, file) for file, n in where))
                 if not name[1:].isdigit():
                     self.hints.setdefault(made, name[1:])
 
@@ -391,7 +425,7 @@ class _Tokens:
                 return self.parser.called(text[1:])
             case "table":
                 rows = [_matched(r"([\d, -]+): &(\S+)", part, "LAYERS: &BLOCK") for part in text[1:-1].split("; ")]
-                table = [(i, self.parser.called(name)) for layers, name in rows for i in _unranges(layers)]
+                table = [(i, self.parser.called(name)) for layers, name in rows for i in layers_of_ranges(layers)]
                 return tuple(sorted(table, key=lambda row: row[0]))
             case "affine":
                 return (

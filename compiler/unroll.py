@@ -27,11 +27,12 @@ class _Inliner:
         self.origins: dict[Node, tuple[Any, ...]] = {}
         self.names: dict[Node, str] = {}
         self.places: dict[Node, tuple[int | None, str]] = {}
+        self.behind: dict[Node, tuple[Any, ...]] = {}
 
     def run(self) -> Module:
         outputs = self.inline(self.module.outputs, {}, None, "main")
         known: dict[str, Any] = {"origins": self.origins, "names": self.names, "places": self.places}
-        return replace(self.module, form="unrolled", outputs=outputs, **known)
+        return replace(self.module, form="unrolled", outputs=outputs, **known, behind=self.behind)
 
     def inline(
         self, roots: tuple[Node, ...], bound: dict[Node, Node], layer: int | None, block: str
@@ -80,6 +81,8 @@ class _Inliner:
         lines = self.module.origins.get(before, ())
         if lines:
             self.origins[after] = tuple(dict.fromkeys((*self.origins.get(after, ()), *lines)))
+        if before in self.module.behind:
+            self.behind.setdefault(after, self.module.behind[before])
         name = self.module.names.get(before)
         if name is not None:
             self.names.setdefault(after, name if layer is None else f"{name}.{layer}")

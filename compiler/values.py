@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from briolette.spec.errors import Span
+
 from .dims import Affine, Dim, symbol
 from .ir import Node
 
@@ -40,6 +42,7 @@ class Frame:
     layer: Layer | None = None
     effects: list[Node] = field(default_factory=list)
     stored: dict[int, tuple[Node, ...]] = field(default_factory=dict)
+    given: dict[str, Span] = field(default_factory=dict)  # the lines that gave names their values
 
 
 def dim_of(value: Any) -> Dim:

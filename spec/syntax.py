@@ -106,6 +106,12 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.arch"))}
 
 
+def example(architecture: str) -> Path | None:
+    """The file with example sizes of a shipped architecture, where there is one."""
+    path = Path(__file__).parent / "examples" / f"{architecture}.json"
+    return path if path.exists() else None
+
+
 def find(architecture: str) -> Architecture:
     """The shipped architecture of that name. Raises BrioletteError where there is none."""
     known = shipped()
