@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 
 from briolette.compiler.dims import evaluate
 from briolette.compiler.errors import BrioletteError
-from briolette.compiler.ir import Module, topological
+from briolette.compiler.ir import Module, Node, topological
+from briolette.compiler.plan import base, is_view
 
 from . import formats
 
@@ -38,6 +40,56 @@ class Options:
     chunk: int = 256  # tokens a prefill step takes at most
 
 
+@dataclass(frozen=True)
+class PlaneMemory:
+    """A K or V plane of one layer's cache: `positions` it holds, of `token_bytes` each."""
+
+    slot: int
+    plane: str
+    token_bytes: int
+    positions: int
+    window: int | None = None  # where every attention that reads it sees no more: the plane is a ring
+
+    @property
+    def bytes(self) -> int:
+        return self.token_bytes * self.positions
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What an engine takes, in bytes.
+
+    mapped: tensors read where they lie in the file. rows: those of them that are only looked up in, with
+    the bytes of a row. decoded: tensors kept as f32 beside the file. arena: kept for the results within a
+    step. scratch: of all threads. tables: where native code finds weights and planes. logits: of one step.
+    passing: results that are allocated within a step and given back. Two estimates: libraries, what the
+    backend loads; compiling, what machine code takes when it is made, where it is not kept from an earlier run.
+    """
+
+    mapped: Mapping[str, int]
+    rows: Mapping[str, int]
+    decoded: Mapping[str, int]
+    planes: tuple[PlaneMemory, ...]
+    arena: int = 0
+    scratch: int = 0
+    tables: int = 0
+    logits: int = 0
+    passing: int = 0
+    libraries: int = 0
+    compiling: int = 0
+
+    @property
+    def allocated(self) -> dict[str, int]:
+        """What an engine keeps between steps, as its `allocated` tells it afterwards."""
+        return {
+            "decoded": sum(self.decoded.values()),
+            "kv": sum(plane.bytes for plane in self.planes),
+            "arena": self.arena,
+            "scratch": self.scratch,
+            "tables": self.tables,
+        }
+
+
 class Engine(Protocol):
     """One sequence of one model. Positions are counted by the caller."""
 
@@ -50,8 +102,18 @@ class Engine(Protocol):
         """
         ...
 
+    def values(self, tokens: Sequence[int], wanted: Sequence[Node]) -> list[NDArray[Any]]:
+        """What some nodes of the unrolled module are, float32 or int32 in their shapes, with tokens in a fresh
+        context. The nodes are given buffers that they keep: the program is another than that of `step`."""
+        ...
+
     def rewindable(self, end: int, to: int) -> bool:
         """Whether, with `end` positions cached, the next step may start at `to`: ring buffers forget."""
+        ...
+
+    @property
+    def allocated(self) -> dict[str, int]:
+        """Bytes taken so far, under the names of `Memory.allocated`."""
         ...
 
     def close(self) -> None: ...
@@ -64,6 +126,10 @@ class Backend(Protocol):
     ops: frozenset[str]  # the ops its kernels cover; the rest must decompose
 
     def compile(self, module: Module, weights: Weights, options: Options) -> Engine: ...
+
+    def memory(self, module: Module, cache: str) -> Callable[[Options], Memory]:
+        """What an engine with a KV cache of that type will take, by its other options. Allocates nothing."""
+        ...
 
 
 def checked(tokens: Sequence[int], start: int, ids: int, context: int) -> NDArray[np.int32]:
@@ -84,6 +150,23 @@ def token_ids(module: Module) -> int:
     """How many token ids a model knows: the rows of the smallest table that tokens are looked up in."""
     looked_up = (n for n in topological(module.roots) if n.op == "embed" and n.args[1].op == "tokens")
     return min((evaluate(n.args[0].shape[0], {}) for n in looked_up), default=1 << 31)
+
+
+def stored_bytes(weight: Node) -> int:
+    """Bytes of a weight in the block format of the file."""
+    *rows, columns = (evaluate(size, {}) for size in weight.shape)
+    return formats.row_bytes(weight.type.dtype, columns) * math.prod(rows)
+
+
+def looked_up(module: Module) -> dict[str, int]:
+    """The stored tensors of which only rows are read, by token id, with the bytes of a row."""
+    readers: dict[Node, set[str]] = {}
+    for item in topological(module.roots):
+        for source in () if is_view(item) else map(base, item.args):
+            if source.op == "weight":
+                readers.setdefault(source, set()).add(item.op)
+    tables = [weight for weight, ops in readers.items() if ops == {"embed"}]
+    return {w["name"]: formats.row_bytes(w.type.dtype, evaluate(w.shape[-1], {})) for w in tables}
 
 
 def vocabulary_of(module: Module) -> int:

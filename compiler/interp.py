@@ -37,14 +37,16 @@ class Interpreter:
         return self.evaluate(outputs, {})
 
     def evaluate(self, roots: Sequence[Node], given: Mapping[Node, Array], watch: Watch | None = None) -> list[Array]:
-        """The values of some nodes. `watch(node, value)` sees every value on the way."""
+        """The values of some nodes. `watch(node, value)` sees every value on the way.
+
+        What is `given` is not computed, nor what only that needs.
+        """
         values = dict(given)
-        for item in topological(roots):
-            if item not in values:
-                args = [values[arg] for arg in item.args]
-                values[item] = OPS[item.op].evaluate(self, *args, **attributes(item))
-                if watch is not None:
-                    watch(item, values[item])
+        for item in topological(roots, given):
+            args = [values[arg] for arg in item.args]
+            values[item] = OPS[item.op].evaluate(self, *args, **attributes(item))
+            if watch is not None:
+                watch(item, values[item])
         return [values[root] for root in roots]
 
     # --- what ops ask of their context (`optable.Context`) ---------------------------------------------

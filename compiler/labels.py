@@ -12,13 +12,16 @@ within their block, by op: `blk.3.ffn.mul.1`.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from .dims import symbol
 from .ir import Module, Node, topological
+from .ops import OPS
 from .values import bare
 
-_UNSEEN = frozenset({"const", "weight", "dequant", "position"})
+_UNSEEN = frozenset({"const", "weight", "dequant", "position", "cache_write"})
+_T = symbol("T")
 _SHOWS = frozenset({"slice", "reshape", "dequant"})
 
 
@@ -31,11 +34,7 @@ def labels(module: Module) -> dict[str, Node]:
     results = _results(module)
     counts: Counter[str] = Counter()
     for item in topological(module.roots):
-        if item.op in _UNSEEN or (item.op in _SHOWS and _weight_of(item) is not None):
-            continue
-        if item.op == "cache_write":
-            layer, _ = module.places.get(item, (None, ""))
-            found.setdefault(f"{_scope(layer)}cache.{item['plane']}", item.args[0])
+        if item.op in _UNSEEN or _weight_of(item) is not None:
             continue
         names = dict.fromkeys(_labels(item, module, results))
         if not names:
@@ -51,6 +50,11 @@ def labels(module: Module) -> dict[str, Node]:
     return found
 
 
+def per_token(module: Module) -> dict[str, Node]:
+    """The labels of values with a row for each token, but for the token ids: what a run may be asked for."""
+    return {name: n for name, n in labels(module).items() if n.shape[:1] == (_T,) and n.op != "tokens"}
+
+
 def shown_labels(module: Module) -> dict[Node, str]:
     """The label that each value is shown by."""
     found: dict[Node, str] = {}
@@ -59,31 +63,33 @@ def shown_labels(module: Module) -> dict[Node, str]:
     return found
 
 
-def _labels(item: Node, module: Module, results: dict[Node, str]) -> Iterator[str]:
+def _labels(item: Node, module: Module, results: dict[Node, list[str]]) -> Iterator[str]:
     layer, block = module.places.get(item, (None, "main"))
     name = module.names.get(item)
     if name is not None:
         yield f"{_scope(layer)}{_stem(block)}.{name.removesuffix(f'.{layer}')}"
-    if item in results:
-        yield results[item]
+    yield from results.get(item, ())
     for arg in item.args:
         weight = _weight_of(arg)
         if weight is not None:
             yield f"{_scope(layer)}{bare(weight['name'])}"
 
 
-def _results(module: Module) -> dict[Node, str]:
-    """What blocks return: the last value of each block in each layer that a value outside of it reads."""
-    found: dict[Node, str] = {}
+def _results(module: Module) -> dict[Node, list[str]]:
+    """What leaves a block: its last value in each layer, and what it puts into the cache."""
+    found: defaultdict[Node, list[str]] = defaultdict(list)
     last: dict[tuple[int | None, str], Node] = {}
     for item in topological(module.roots):
-        place = module.places.get(item)
-        if place is not None and place[1] != "main":
-            last[place] = item
+        layer, block = module.places.get(item, (None, "main"))
+        if item.op == "cache_write":
+            found[item.args[0]].append(f"{_scope(layer)}cache.{item['plane']}")
+        elif block != "main":
+            last[layer, block] = item
     if module.outputs:
-        found[module.outputs[0]] = "main"
+        found[module.outputs[0]].append("main")
     for (layer, block), item in last.items():
-        found.setdefault(item, f"{_scope(layer)}{_stem(block)}")
+        if item not in module.outputs:
+            found[item].append(f"{_scope(layer)}{_stem(block)}")
     return found
 
 
@@ -97,6 +103,10 @@ def _stem(block: str) -> str:
 
 
 def _weight_of(item: Node) -> Node | None:
-    while item.op in _SHOWS:
-        item = item.args[0]
+    """The tensor that a value shows, or makes together with numbers alone: `1 + w` is w's."""
+    while item.op in _SHOWS or "elementwise" in OPS[item.op].traits:
+        made_of = [arg for arg in item.args if arg.op != "const"]
+        if len(made_of) != 1:
+            return None
+        item = made_of[0]
     return item if item.op == "weight" else None

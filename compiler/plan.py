@@ -96,20 +96,24 @@ def plan(module: Module, rows: int) -> Plan:
         sources = (base(arg) for arg in item.args)
         waves[item] = 1 + max((waves[s] for s in sources if s in waves), default=-1)
     steps = tuple(sorted((Step(n, waves[n]) for n in order), key=lambda s: s.wave))
-    external = {base(out) for out in module.outputs} | {n for n in order if writes_cache(n)}
+    external = {base(out) for out in module.outputs[:1]} | {n for n in order if writes_cache(n)}
     lifetimes = _lifetimes(module, waves)
     buffers, arena = _place([(n, *lifetimes[n]) for n in order if n not in external], rows)
     return Plan(module, rows, steps, buffers, arena)
 
 
 def _lifetimes(module: Module, waves: dict[Node, int]) -> dict[Node, tuple[int, int]]:
-    """First and last wave in which each value is needed; reads through views count."""
+    """First and last wave in which each value is needed; reads through views count.
+
+    The first output lies with the caller; the others are read from the arena when the step is over.
+    """
     readers = users(module.roots)
+    end, kept = max(waves.values(), default=0), {base(out) for out in module.outputs[1:]}
 
     def last(item: Node) -> int:
         return max((last(r) if is_view(r) else waves[r] for r in readers[item]), default=waves.get(item, 0))
 
-    return {item: (wave, max(wave, last(item))) for item, wave in waves.items()}
+    return {item: (wave, end if item in kept else max(wave, last(item))) for item, wave in waves.items()}
 
 
 def _place(values: list[tuple[Node, int, int]], rows: int) -> tuple[dict[Node, Buffer], int]:

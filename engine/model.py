@@ -17,6 +17,7 @@ from briolette.backends.base import Engine, Options, Weights
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header
 from briolette.compiler.ir import Module
+from briolette.compiler.labels import per_token, shown_labels
 from briolette.compiler.ops import CACHE_DTYPES
 from briolette.compiler.pipeline import front
 from briolette.spec import syntax
@@ -83,13 +84,17 @@ def options_for(
     if kv not in CACHE_DTYPES:
         raise BrioletteError(f"there is no KV cache type `{kv}`; there are {', '.join(CACHE_DTYPES)}")
     threads = cores() if threads is None else threads
-    limit = header.metadata.get(f"{header.architecture}.context_length")
-    limit = int(limit) if isinstance(limit, int) and limit > 0 else DEFAULT_CONTEXT
-    context = min(limit, DEFAULT_CONTEXT) if context is None else context
+    context = min(context_length(header) or DEFAULT_CONTEXT, DEFAULT_CONTEXT) if context is None else context
     for name, value in (("threads", threads), ("context", context), ("chunk", chunk)):
         if not isinstance(value, int) or value < 1:
             raise BrioletteError(f"{name} must be a positive number, not {value!r}")
     return Options(context=context, cache=kv, threads=threads, chunk=min(chunk, context))
+
+
+def context_length(header: Header) -> int | None:
+    """The most positions that the model was made for, where the file says it."""
+    told = header.metadata.get(f"{header.architecture}.context_length")
+    return told if isinstance(told, int) and told > 0 else None
 
 
 def cores() -> int:
@@ -200,6 +205,23 @@ class Model:
         result = self.engine.step(ids, 0, "all")
         self.cached = list(ids)
         return result
+
+    def values(self, ids: Sequence[int], wanted: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Named values (all of them, or those of some labels) of one pass over tokens in a fresh context.
+
+        Labels are those of `compiler.labels`; values are float32, or int32 where they are ids, [T, ...].
+        """
+        known = per_token(self.module)
+        shown = (label for label in shown_labels(self.module).values() if label in known)
+        chosen = list(dict.fromkeys(shown if wanted is None else wanted))
+        missing = next((label for label in chosen if label not in known), None)
+        if missing is not None:
+            raise BrioletteError(f"this program has no value `{missing}`; `briolette trace` lists what it has")
+        ids = self._checked(ids)
+        self.cached = []
+        nodes = list(dict.fromkeys(known[label] for label in chosen))
+        found = dict(zip(nodes, self.engine.values(ids, nodes), strict=True))
+        return {label: found[known[label]] for label in chosen}
 
     def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """float32[V]: the logits after the last token. Only what the cache does not hold yet is computed."""

@@ -170,8 +170,8 @@ class _Program:
             return b.at(self.fields["arena"], self.plan.buffers[item].offset)
         if writes_cache(item) is not None:
             return self.plane(item)[0]
-        if [item] != [base(out) for out in self.plan.module.outputs]:
-            raise NotImplementedError(f"{item} lies nowhere: programs have one output, which a kernel computes")
+        if item is not base(self.plan.module.outputs[0]):
+            raise NotImplementedError(f"{item} lies nowhere: a kernel computes the first output of a program")
         return self.fields["out"]
 
     def weight(self, item: Node) -> Value:
@@ -278,6 +278,11 @@ class _Program:
     def combine(self, item: Node) -> None:
         used, n = item.args[0].shape[-2:]
         self.small(item, f"{used} {n}", lambda name: small.emit_combine(self.module, self.target, name, used, n))
+
+
+def has_kernel(op: str) -> bool:
+    """Whether an op that is in no fused kernel has one of its own."""
+    return callable(getattr(_Program, op, None))
 
 
 # --- kernel descriptions from nodes -----------------------------------------------------------------

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from briolette.compiler.dims import evaluate, product
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Module, Node
-from briolette.compiler.pipeline import Form, optimise
+from briolette.compiler.pipeline import optimise
 from briolette.compiler.plan import Plan, plan
 from briolette.compiler.text import print_module
 from briolette.compiler.views import view_of
 
-from .. import formats
-from ..base import F32Array, Options, Weights, array_of, checked, token_ids, vocabulary_of
+from ..base import F32Array, Options, Weights, array_of, checked, stored_bytes, token_ids, vocabulary_of
 from .build import Target
 from .emit import Emitter, Plane, layout_of
 from .jit import Library, cached_object, compile_object, object_key
+from .memory import (
+    DTYPES,
+    GROUPS,
+    arena_bytes,
+    form_of,
+    memory,
+    positions_held,
+    result_bytes,
+    rows_of,
+    scratch_bytes,
+)
 from .runtime_ir import CONTEXT_BYTES, emit_start, emit_worker
+from .support import kernels
 from .threads import Team
 
-DTYPES = {"f32": np.float32, "f16": np.uint16, "bf16": np.uint16}  # 16-bit planes are kept as bits
+__all__ = ["GROUPS", "CpuEngine", "compile", "memory"]
+
+name = "cpu"
+ops = frozenset(kernels())
 CACHE_LINE = 64
-ALL_LOGITS_CHUNK = 64  # tokens a step when every token's logits are wanted: they are large
 
 
 def aligned(count: int, dtype: type = np.uint8, align: int = CACHE_LINE) -> NDArray[np.generic]:
@@ -37,11 +50,6 @@ def aligned(count: int, dtype: type = np.uint8, align: int = CACHE_LINE) -> NDAr
     raw = np.zeros(size + align, np.uint8)
     start = -raw.ctypes.data % align
     return raw[start : start + size].view(dtype)
-
-
-# Which programs are compiled together, and the form of each. Decoding and prefill share kernels and are
-# both wanted by any generation; every token's logits are wanted by evaluation alone.
-GROUPS = {"generate": ("decode", "prefill"), "evaluate": ("all",)}
 
 
 class _Group:
@@ -54,9 +62,8 @@ class _Group:
         self.library = Library(cached_object(key, lambda: self.compile(target)), target)
         self.addresses = {name: self.library.address(name) for name in plans}
         self.results = {name: view_of(plan.module.outputs[0]) for name, plan in plans.items()}
-        threads = engine.options.threads
-        self.arena = aligned(max(p.arena for p in plans.values()))
-        self.scratch = aligned(max(1, self.layout.scratch * threads))
+        self.arena = aligned(arena_bytes(list(plans.values())))
+        self.scratch = aligned(scratch_bytes(self.layout, engine.options.threads))
         self.weights = np.array([engine.address_of(w) for w in self.layout.weights], np.uint64)
         self.fields = {
             "arena": self.arena.ctypes.data,
@@ -65,6 +72,18 @@ class _Group:
             "scratch_stride": self.layout.scratch,
             **engine.cache_tables(self.layout.planes),
         }
+
+    def kept(self, program: str, out: F32Array, rows: int) -> list[NDArray[Any]]:
+        """What a program's outputs after the first were, after a step; `out` is the memory of the first."""
+        found = []
+        for output in self.plans[program].module.outputs[1:]:
+            view = view_of(output)
+            buffer = self.plans[program].buffers.get(view.base)
+            assert buffer is not None or view.base is view_of(self.plans[program].module.outputs[0]).base
+            memory = out if buffer is None else self.arena[buffer.offset : buffer.offset + buffer.bytes]
+            dtype = np.int32 if output.type.dtype == "i32" else np.float32
+            found.append(view.show(memory.view(dtype), {"T": rows}).copy())
+        return found
 
     def compile(self, target: Target) -> bytes:
         emitter = Emitter(target)
@@ -90,13 +109,27 @@ class CpuEngine:
         # is rewound: what a ring has overwritten is lost.
         self.oldest: dict[int, int] = {}
         self.decoded: dict[str, F32Array] = {}
-        self.kept: list[object] = []  # memory that native code points into
+        self.kept: list[NDArray[np.uint8]] = []  # the mapped tensors that native code points into
+        self.tables: list[NDArray[np.generic]] = []  # addresses and capacities of planes
         self.groups: dict[str, _Group] = {}
         self.vocabulary, self.token_ids = vocabulary_of(module), token_ids(module)
         runtime = Library(cached_object(object_key(self.target, ["runtime"]), self._compile_runtime), self.target)
         entries = runtime.address("worker"), runtime.address("start")
         self.team = Team(self.context.ctypes.data, options.threads, *entries, keep=[self.context, runtime])
         weakref.finalize(self, self.team.dismiss)
+
+    @property
+    def allocated(self) -> dict[str, int]:
+        """See `base.Engine.allocated`."""
+        groups = self.groups.values()
+        tables = sum(group.weights.nbytes for group in groups) + sum(table.nbytes for table in self.tables)
+        return {
+            "decoded": sum(array.nbytes for array in self.decoded.values()),
+            "kv": sum(plane.memory.nbytes for plane in self.planes.values()),
+            "arena": sum(group.arena.nbytes for group in groups),
+            "scratch": sum(group.scratch.nbytes for group in groups),
+            "tables": tables + self.context.nbytes,
+        }
 
     def close(self) -> None:
         """Ends the worker threads; the engine cannot be used after."""
@@ -114,7 +147,7 @@ class CpuEngine:
         if len(ids) == 1:
             return self._run("generate", "decode", ids, start)
         if logits == "all":
-            chunk = min(ALL_LOGITS_CHUNK, self.options.chunk)
+            chunk = rows_of("all", self.options)
             parts = [ids[at : at + chunk] for at in range(0, len(ids), chunk)]
             starts = range(start, start + len(ids), chunk)
             return np.concatenate(
@@ -125,6 +158,20 @@ class CpuEngine:
             result = self._run("generate", "prefill", ids[at : at + chunk], start + at)
         return result
 
+    def values(self, tokens: Sequence[int], wanted: Sequence[Node]) -> list[NDArray[Any]]:
+        """See `base.Engine.values`."""
+        ids, rows = checked(tokens, 0, self.token_ids, self.options.context), rows_of("all", self.options)
+        watched = replace(self.module, outputs=(self.module.outputs[0], *wanted))
+        planned = plan(optimise(watched, form_of("all", self.options.cache)), rows)
+        parts = []
+        with self.team.mine():
+            loaded = _Group({"values": planned}, self)
+            self.team.keep.append(loaded.library)
+            for at in range(0, len(ids), rows):
+                part = ids[at : at + rows]
+                parts.append(loaded.kept("values", self._call(loaded, "values", part, at), len(part)))
+        return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
     def rewindable(self, end: int, to: int) -> bool:
         """Whether every ring still holds the window before `to`, with `end` positions written."""
         rings = {(p.of.window, p.capacity) for p in self.planes.values() if p.of.window is not None}
@@ -132,13 +179,17 @@ class CpuEngine:
 
     def _run(self, group: str, program: str, ids: NDArray[np.int32], start: int) -> F32Array:
         loaded = self.group(group)
+        out = self._call(loaded, program, ids, start)
+        return loaded.results[program].show(out, {"T": len(ids)}).reshape(-1, self.vocabulary)
+
+    def _call(self, loaded: _Group, program: str, ids: NDArray[np.int32], start: int) -> F32Array:
+        """Runs a program; gives the memory of its first output."""
         end = start + len(ids)
         # What rings hold, before they are written: after an interruption they may or may not have been.
         for capacity in {p.capacity for p in self.planes.values()}:
             self.oldest[capacity] = max(min(self.oldest.get(capacity, 0), start), end - capacity)
         positions = np.arange(start, end, dtype=np.int32)
-        result = loaded.results[program]
-        out = np.empty(evaluate(product(result.base.shape), {"T": len(ids)}), np.float32)
+        out = np.empty(result_bytes(loaded.results[program], len(ids)) // 4, np.float32)
         fields = loaded.fields | {
             "tokens": ids.ctypes.data,
             "positions": positions.ctypes.data,
@@ -146,7 +197,7 @@ class CpuEngine:
             "rows": len(ids),
         }
         self.team.run(loaded.addresses[program], fields)
-        return result.show(out, {"T": len(ids)}).reshape(-1, self.vocabulary)
+        return out
 
     # --- programs and memory ------------------------------------------------------------------------
 
@@ -159,20 +210,12 @@ class CpuEngine:
 
     def plan(self, form: str) -> Plan:
         """The planned program of a form: decode, prefill or all."""
-        chunk, cache = self.options.chunk, self.options.cache
-        forms = {
-            "decode": (Form(tokens=1, cache=cache), 1),
-            "prefill": (Form(cache=cache), chunk),
-            "all": (Form(logits="all", cache=cache), min(ALL_LOGITS_CHUNK, chunk)),
-        }
-        wanted, rows = forms[form]
-        return plan(optimise(self.module, wanted), rows)
+        return plan(optimise(self.module, form_of(form, self.options.cache)), rows_of(form, self.options))
 
     def address_of(self, item: Node) -> int:
         """Where a weight lies: in the mapped file, or decoded where f32 is wanted of something else."""
         if item.op == "weight":
-            stored, format = self.weights.stored(item["name"]), item.type.dtype
-            wanted = formats.row_bytes(format, item.shape[-1]) * math.prod(item.shape[:-1])
+            stored, wanted = self.weights.stored(item["name"]), stored_bytes(item)
             if stored.nbytes != wanted or not stored.flags.c_contiguous:
                 raise BrioletteError(
                     f"tensor {item['name']} has {stored.nbytes} bytes; {item.type} needs {wanted}, in one piece"
@@ -192,7 +235,7 @@ class CpuEngine:
         ours = [self.planes[p.slot, p.plane] for p in planes]
         addresses = np.array([p.memory.ctypes.data for p in ours], np.uint64)
         capacities = np.array([p.capacity for p in ours], np.int64)
-        self.kept += [addresses, capacities]
+        self.tables += [addresses, capacities]
         return {"planes": addresses.ctypes.data, "capacities": capacities.ctypes.data}
 
     def _compile_runtime(self) -> bytes:
@@ -207,9 +250,7 @@ class _Plane:
     """A cache plane's memory: all positions, or a ring that holds a window and the chunk being written."""
 
     def __init__(self, of: Plane, options: Options):
-        self.of = of
-        ring = options.context if of.window is None else of.window + options.chunk
-        self.capacity = min(options.context, ring)
+        self.of, self.capacity = of, positions_held(of, options)
         self.memory = aligned(of.heads * self.capacity * of.size, DTYPES[of.dtype])
 
 

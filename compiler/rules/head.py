@@ -18,22 +18,22 @@ from ..ops import OPS, node, with_args
 T = symbol("T")
 
 
-def last_token(module: Module, hits: Counter[str] | None = None) -> Module:
-    """The unrolled module with outputs [1, ...]: those of the last token alone."""
+def last_token(module: Module, hits: Counter[str] | None = None, count: int = 1) -> Module:
+    """The unrolled module with outputs [1, ...]: those of the last token alone, or of the last `count` tokens."""
     full = _needed_in_full(module)
     done: dict[Node, Node] = {}
 
     def last_row(x: Node) -> Node:
-        """What an operand becomes where only the last token is computed."""
+        """What an operand becomes where only the last tokens are computed."""
         if has_tokens(x) and x in full:
-            return node("slice", done[x], axis=0, start=T - 1, stop=T)
+            return node("slice", done[x], axis=0, start=T - count, stop=T)
         return done[x]
 
     for item in topological(module.roots):
         if item in full or not has_tokens(item):
             done[item] = with_args(item, tuple(done[arg] for arg in item.args))
             continue
-        attrs = {"shape": (1, *item.shape[1:])} if item.op == "reshape" else {}
+        attrs = {"shape": (count, *item.shape[1:])} if item.op == "reshape" else {}
         done[item] = with_args(item, tuple(last_row(arg) for arg in item.args), **attrs)
         if hits is not None:
             hits["last-token-only"] += 1

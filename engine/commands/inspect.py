@@ -6,21 +6,20 @@ import math
 from collections import Counter
 from typing import Any
 
-from briolette.backends.cpu.emit import layout_of
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import TensorInfo
 from briolette.compiler.ir import Module
 from briolette.compiler.ops import CACHE_DTYPES
-from briolette.compiler.pipeline import Form, front, optimise
-from briolette.compiler.plan import plan
+from briolette.compiler.pipeline import front
 from briolette.compiler.text import layer_ranges
 from briolette.engine.gguf import GgufFile, open_gguf
+from briolette.engine.memory import plan_memory
 from briolette.engine.model import architecture, options_for
 from briolette.engine.tokenizer import Tokenizer
 
+from . import plan
 from .terminal import busy, note, result, result_json, size, table
 
-ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 SHOWN_ITEMS, SHOWN_CHARS = 6, 100
 
 
@@ -32,7 +31,7 @@ def inspect(path: str, tensors: bool, keys: bool, as_json: bool, options: dict[s
     if keys:
         found["metadata"] = {key: _value(value) for key, value in file.header.metadata.items()}
     if as_json:
-        result_json(found)
+        result_json(found | ({"memory": plan.figures(found["memory"])} if "memory" in found else {}))
         return
     result(report(found))
     for what in ("problem", "tokenizer_problem"):
@@ -41,7 +40,8 @@ def inspect(path: str, tensors: bool, keys: bool, as_json: bool, options: dict[s
 
 
 def describe(file: GgufFile, options: dict[str, Any]) -> dict[str, Any]:
-    """Everything about a model file, as plain values. `problem` says why it cannot be compiled, if so.
+    """Everything about a model file, as plain values and a MemoryPlan. `problem` says why it cannot be compiled,
+    if so.
 
     Options that cannot be are the caller's mistake and no property of the file: they raise BrioletteError.
     """
@@ -88,52 +88,21 @@ def describe(file: GgufFile, options: dict[str, Any]) -> dict[str, Any]:
 def _program(file: GgufFile, module: Module, options: dict[str, Any]) -> dict[str, Any]:
     """Kinds of layers, and the memory of a CPU engine with these options."""
     engine = options_for(file.header, module, options["kv"], None, options["context"], options["chunk"])
-    plans = [
-        plan(optimise(module, Form(tokens=1, cache=engine.cache)), 1),
-        plan(optimise(module, Form(cache=engine.cache)), engine.chunk),
-    ]
-    kinds: dict[str, dict[str, Any]] = {
-        name: {
-            "kind": name,
-            "layers": list(layers),
-            "values": dict(entries),
-            "kv_layers": 0,
-            "kv_token_bytes": 0,
+    planned = plan_memory(file, module, engine)
+    values = {name: dict(entries) for name, _, entries in module.kinds}
+    kinds = [
+        {
+            "kind": kind.kind,
+            "layers": list(kind.layers),
+            "values": values.get(kind.kind, {}),
+            "kv_layers": len(kind.stored),
+            "kv_token_bytes": kind.token_bytes,
+            "kv_positions": kind.positions,
+            "kv_bytes": kind.bytes,
         }
-        | {"kv_positions": 0, "kv_bytes": 0}
-        for name, layers, entries in module.kinds
-    }
-    of = {layer: name for name, layers, _ in module.kinds for layer in layers}
-    owners: set[int] = set()
-    for plane in layout_of(plans).planes:
-        name = of.setdefault(plane.slot, "layers")
-        row = kinds.setdefault(
-            name,
-            {"kind": name, "layers": [], "values": {}}
-            | dict.fromkeys(("kv_layers", "kv_token_bytes", "kv_positions", "kv_bytes"), 0),
-        )
-        ring = engine.context if plane.window is None else plane.window + engine.chunk
-        token = plane.heads * plane.size * ELEMENT_BYTES[plane.dtype]
-        row["kv_token_bytes"] += token
-        row["kv_positions"] = max(row["kv_positions"], min(engine.context, ring))
-        row["kv_bytes"] += token * min(engine.context, ring)
-        if plane.slot not in owners:
-            owners.add(plane.slot)
-            row["kv_layers"] += 1
-            if not module.kinds:
-                row["layers"].append(plane.slot)
-    return {
-        "spec": module.name,
-        "kinds": list(kinds.values()),
-        "memory": {
-            "context": engine.context,
-            "chunk": engine.chunk,
-            "kv_type": engine.cache,
-            "weights": file.size,
-            "kv": sum(row["kv_bytes"] for row in kinds.values()),
-            "arena": max(p.arena for p in plans),
-        },
-    }
+        for kind in planned.kv
+    ]
+    return {"spec": module.name, "kinds": kinds, "memory": planned}
 
 
 def _formats(file: GgufFile) -> list[dict[str, Any]]:
@@ -194,7 +163,7 @@ def report(found: dict[str, Any]) -> str:
         rows.append([row["format"], str(row["tensors"]), f"{row['weights']:,}", size(row["bytes"]), bits])
     sections.append(table(rows, "lrrrr"))
     if "memory" in found:
-        sections.append(_memory(found))
+        sections.append(table(plan.rows(found["memory"]), "lr"))
     if "tensors" in found:
         rows = [["tensor", "shape", "format", "bytes"]]
         rows += [[t["name"], " x ".join(map(str, t["shape"])), t["format"], size(t["bytes"])] for t in found["tensors"]]
@@ -209,22 +178,6 @@ def _kinds(kinds: list[dict[str, Any]]) -> str:
     for row in kinds:
         values = ", ".join(f"{key} {_short_value(value)}" for key, value in row["values"].items())
         rows.append([row["kind"], str(len(row["layers"])), layer_ranges(row["layers"]), values])
-    return table(rows, "lr")
-
-
-def _memory(found: dict[str, Any]) -> str:
-    memory = found["memory"]
-    rows = [
-        ["memory", "bytes", ""],
-        ["weights", size(memory["weights"]), "mapped from the file, read where used"],
-    ]
-    for row in found["kinds"]:
-        if row["kv_layers"]:
-            layers, positions = _layers(row["kv_layers"]), row["kv_positions"]
-            what = f"{row['kv_token_bytes']:,} bytes a token in {layers}, {positions} positions"
-            rows.append([f"KV {row['kind']}", size(row["kv_bytes"]), what])
-    rows.append(["KV in all", size(memory["kv"]), f"{memory['kv_type']}, full at {memory['context']} tokens"])
-    rows.append(["arena", size(memory["arena"]), f"activations, {memory['chunk']} tokens a prefill step"])
     return table(rows, "lr")
 
 
@@ -247,7 +200,3 @@ def _shown(value: object) -> str:
         return f"[{', '.join(map(_shown, value))}]"
     text = repr(value) if isinstance(value, str) else str(value)
     return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 1]}…"
-
-
-def _layers(count: int) -> str:
-    return f"{count} layer" if count == 1 else f"{count} layers"

@@ -1,0 +1,129 @@
+"""What a CPU engine takes, from its programs alone. The engine allocates by these very numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+
+from briolette.compiler.dims import evaluate, product
+from briolette.compiler.ir import Module, topological
+from briolette.compiler.pipeline import Form, optimise
+from briolette.compiler.plan import Plan, plan
+from briolette.compiler.views import View, view_of
+
+from ..base import Memory, Options, PlaneMemory, looked_up, stored_bytes
+from .emit import Layout, Plane, layout_of
+from .runtime_ir import CONTEXT_BYTES
+
+DTYPES = {"f32": np.float32, "f16": np.uint16, "bf16": np.uint16}  # 16-bit planes are kept as bits
+ALL_LOGITS_CHUNK = 64  # tokens a step when every token's logits are wanted: they are large
+POINTER = 8
+
+# Estimates, measured on x86-64 Linux as what a process has resident beside all that is planned exactly.
+LIBRARIES = 60 << 20  # llvmlite, and what loading machine code touches of LLVM
+COMPILING, COMPILING_NODE = 30 << 20, 24 << 10  # LLVM at work, and for each node of the program
+
+# Which programs are compiled together, and the form of each. Decoding and prefill share kernels and are
+# both wanted by any generation; every token's logits are wanted by evaluation alone.
+GROUPS = {"generate": ("decode", "prefill"), "evaluate": ("all",)}
+
+
+def form_of(name: str, cache: str) -> Form:
+    """What is wanted of the compiler for a program: decode, prefill or all."""
+    wanted = {
+        "decode": Form(tokens=1, cache=cache),
+        "prefill": Form(cache=cache),
+        "all": Form(logits="all", cache=cache),
+    }
+    return wanted[name]
+
+
+def rows_of(name: str, options: Options) -> int:
+    """Tokens that a step of a program takes at most."""
+    return {"decode": 1, "prefill": options.chunk, "all": min(ALL_LOGITS_CHUNK, options.chunk)}[name]
+
+
+def positions_held(plane: Plane, options: Options) -> int:
+    """All positions, or a ring that holds a window and the chunk being written."""
+    ring = options.context if plane.window is None else plane.window + options.chunk
+    return min(options.context, ring)
+
+
+def plane_memory(plane: Plane, options: Options) -> PlaneMemory:
+    """A cache plane as it is allocated."""
+    token = plane.heads * plane.size * np.dtype(DTYPES[plane.dtype]).itemsize
+    return PlaneMemory(plane.slot, plane.plane, token, positions_held(plane, options), plane.window)
+
+
+def arena_bytes(plans: Sequence[Plan]) -> int:
+    """Programs that are compiled together never run at once: they share the largest arena."""
+    return max(p.arena for p in plans)
+
+
+def scratch_bytes(layout: Layout, threads: int) -> int:
+    return max(1, layout.scratch * threads)
+
+
+def table_bytes(layout: Layout) -> int:
+    """Where native code finds weights and planes, and how many positions each plane holds."""
+    return POINTER * (len(layout.weights) + 2 * len(layout.planes))
+
+
+def result_bytes(result: View, rows: int) -> int:
+    """What a step of a program writes its logits to: all that the program's output shows a part of."""
+    return 4 * evaluate(product(result.base.shape), {"T": rows})
+
+
+def memory(module: Module, cache_type: str) -> Callable[..., Memory]:
+    """See `base.Backend.memory`. Programs are optimised once, whatever the options."""
+
+    @cache
+    def optimised(form: str) -> Module:
+        return optimise(module, form_of(form, cache_type))
+
+    @cache
+    def planned(form: str, rows: int) -> Plan:
+        return plan(optimised(form), rows)
+
+    @cache
+    def laid_out(forms: tuple[tuple[str, int], ...]) -> Layout:
+        return layout_of([planned(*form) for form in forms])
+
+    rows, nodes = looked_up(module), len(topological(module.roots))
+
+    def of(options: Options, groups: Sequence[str] = ("generate",)) -> Memory:
+        mapped: dict[str, int] = {}
+        decoded: dict[str, int] = {}
+        planes: dict[tuple[int, str], PlaneMemory] = {}
+        arena = scratch = results = 0
+        tables = CONTEXT_BYTES
+        for group in groups:
+            forms = tuple((form, rows_of(form, options)) for form in GROUPS[group])
+            plans, layout = [planned(*form) for form in forms], laid_out(forms)
+            arena += arena_bytes(plans)
+            scratch += scratch_bytes(layout, options.threads)
+            tables += table_bytes(layout)
+            results = max(results, *(result_bytes(view_of(p.module.outputs[0]), p.rows) for p in plans))
+            for weight in layout.weights:
+                if weight.op == "weight":
+                    mapped[weight["name"]] = stored_bytes(weight)
+                else:
+                    decoded[weight.args[0]["name"]] = 4 * math.prod(weight.shape)
+            planes = {(p.slot, p.plane): plane_memory(p, options) for p in layout.planes} | planes
+        return Memory(
+            mapped,
+            rows,
+            decoded,
+            tuple(planes.values()),
+            arena,
+            scratch,
+            tables,
+            results,
+            libraries=LIBRARIES,
+            compiling=COMPILING + COMPILING_NODE * nodes,
+        )
+
+    return of

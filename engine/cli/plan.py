@@ -1,0 +1,53 @@
+"""How `plan` is called."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .app import app
+from .options import ENGINE, Backend, Chunk, Json, Kv, Path_, Spec, Threads
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "briolette plan model.gguf\n\n"
+    "briolette plan model.gguf --ctx 131072 --kv f16 --memory 8GB\n\n"
+    "briolette plan model.gguf --memory 6GiB --json"
+)
+def plan(
+    model: Path_,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--ctx",
+            "--context",
+            min=1,
+            max=2**31 - 1,
+            help="Most tokens of prompt and text together. (default: the model's, at most 32768)",
+            rich_help_panel=ENGINE,
+            show_default=False,
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory to fit into: 8GB, 7.5GiB, 500MB. (default: what is available now)", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+    kv: Kv = None,
+    chunk: Chunk = 256,
+    threads: Threads = None,
+    backend: Backend = "cpu",
+    spec: Spec = None,
+) -> None:
+    """Tells the memory a model will take, before anything is loaded, and the largest context that fits.
+
+    Exit code 0: it fits; 1: it does not.
+    """
+    from ..commands.plan import plan as command
+
+    options = {"spec": spec, "kv": kv, "threads": threads, "context": context, "chunk": chunk}
+    raise typer.Exit(command(model, backend, memory, as_json, options))

@@ -1,0 +1,124 @@
+"""`briolette plan`: the memory a model will take, before anything is loaded, and the largest context that fits."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from briolette.compiler.pipeline import front
+from briolette.compiler.text import layer_ranges
+from briolette.engine.gguf import open_gguf
+from briolette.engine.machine import Available, available_memory, parsed_size
+from briolette.engine.memory import KvMemory, MemoryPlan, Planner
+from briolette.engine.model import architecture, context_length, options_for
+
+from .terminal import busy, result, result_json, size, table
+
+FITS, TOO_LARGE = 0, 1  # exit codes
+MOST_POSITIONS = 2**31 - 1  # positions are counted in 32 bits
+
+
+def plan(path: str, backend: str, memory: str | None, as_json: bool, options: dict[str, Any]) -> int:
+    """Prints the plan; gives the exit code."""
+    given = available_memory() if memory is None else Available(parsed_size(memory), "--memory gives")
+    file = open_gguf(path)
+    with busy("compiling"):
+        module = front(architecture(options["spec"], file.header), file.header)
+        engine = options_for(file.header, module, *(options[name] for name in ("kv", "threads", "context", "chunk")))
+        planner = Planner(file, module, engine.cache, backend)
+        planned = planner.plan(engine)
+        limit = context_length(file.header)
+        chunked = replace(engine, chunk=options["chunk"])
+        largest = planner.largest(chunked, given.bytes, limit or MOST_POSITIONS)
+        least = planner.plan(replace(engine, context=1, chunk=1)).peak
+    fits = planned.peak <= given.bytes
+    if as_json:
+        result_json(
+            {"file": str(file.path), "spec": module.name}
+            | figures(planned)
+            | {"memory": given.bytes, "memory_source": given.source, "fits": fits}
+            | {"context_length": limit, "largest_context": largest}
+        )
+    else:
+        result(table(rows(planned), "lr"))
+        result("\n" + "\n".join(verdict(planned, given, largest, limit, least)))
+    return FITS if fits else TOO_LARGE
+
+
+def figures(planned: MemoryPlan) -> dict[str, Any]:
+    """The plan as plain values; docs/cli.md says what each is."""
+    found = asdict(planned)
+    options, kinds = found.pop("options"), found.pop("kv")
+    return {
+        "backend": found.pop("backend"),
+        "context": options["context"],
+        "chunk": options["chunk"],
+        "kv_type": options["cache"],
+        "threads": options["threads"],
+        **found,
+        "kv": planned.kv_bytes,
+        "kinds": kinds,
+        "peak": planned.peak,
+    }
+
+
+def rows(planned: MemoryPlan) -> list[list[str]]:
+    """The plan as a table, without the lines that come to nothing."""
+    options = planned.options
+    kv = [[f"KV {kind.kind}", size(kind.bytes), _kept(kind)] for kind in planned.kv]
+    parts = [
+        ("weights", planned.weights, "mapped from the file, read where used"),
+        (
+            "looked up",
+            planned.looked_up,
+            f"at most: rows for {options.context} tokens, of tables of {size(planned.tables)}",
+        ),
+        ("vocabulary", planned.metadata, "mapped too, with all other keys"),
+        ("decoded", planned.decoded, "weights kept as f32"),
+        ("KV in all", planned.kv_bytes, f"{options.cache}, full at {options.context} tokens"),
+        ("arena", planned.arena, f"activations, {options.chunk} tokens a prefill step"),
+        ("scratch", planned.scratch, f"of {options.threads} threads" if options.threads > 1 else "of one thread"),
+        ("logits", planned.logits, "of two steps"),
+        ("addresses", planned.addresses, "of weights and caches, for native code"),
+        ("process", planned.process, "estimate: interpreter, libraries, tokenizer, programs"),
+        ("compiling", planned.compiling, "estimate: the first time only, then programs are kept"),
+    ]
+    found = [["memory", "bytes", ""]]
+    for name, count, about in parts:
+        found += kv if name == "KV in all" else []
+        found += [[name, size(count), about]] if count else []
+    return [*found, ["peak", size(planned.peak), ""]]
+
+
+def _kept(kind: KvMemory) -> str:
+    """What the layers of a kind keep."""
+    if not kind.stored:
+        return f"{_layers(len(kind.layers))} that read what earlier ones keep"
+    ring = f", rings for a window of {kind.window}" if kind.window is not None else ""
+    of = f" of {len(kind.layers)}" if len(kind.stored) < len(kind.layers) else ""
+    where = f"{_layers(len(kind.stored))}{of} ({layer_ranges(kind.stored)})"
+    return f"{kind.token_bytes:,} bytes a token in {where}, {kind.positions} positions{ring}"
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer" if count == 1 else f"{count} layers"
+
+
+def verdict(planned: MemoryPlan, given: Available, largest: int, limit: int | None, least: int) -> list[str]:
+    """Whether it fits, and what would; `least` is what a context of one token takes."""
+    have = f"the {size(given.bytes)} that {given.source}"
+    if planned.peak <= given.bytes:
+        lines = [f"It fits into {have}; {size(given.bytes - planned.peak)} are left."]
+    else:
+        lines = [f"It does not fit into {have}; {size(planned.peak - given.bytes)} are missing."]
+        if planned.peak - planned.mapped <= given.bytes:
+            lines.append("It would still run, reading parts of the file from the disk again and again.")
+    if largest == 0:
+        alone = planned.weights > given.bytes
+        what = f"the weights alone are {size(planned.weights)}" if alone else f"one token takes {size(least)} already"
+        lines.append(f"No context fits: {what}.")
+    elif largest == limit:
+        lines.append(f"The largest context that fits is {largest} tokens, all that the model was made for.")
+    else:
+        lines.append(f"The largest context that fits is {largest} tokens.")
+    return lines

@@ -1,0 +1,175 @@
+"""The memory that a model will take, before anything of it is loaded or compiled to machine code.
+
+A backend tells what its engine allocates (`base.Backend.memory`), by the same functions that the engine then
+allocates by. Here that becomes a plan for people: KV by kind of layer, a peak, the largest context that fits.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from briolette.backends.base import Options, PlaneMemory
+from briolette.compiler.header import Header
+from briolette.compiler.ir import Module, topological
+
+from .backends import backend_named
+from .gguf import GgufFile
+
+# Estimates, measured on x86-64 Linux with CPython 3.11 as what a process has resident beside all that is
+# planned exactly. They differ by some MiB among machines.
+INTERPRETER_BYTES = 50 << 20  # Python, numpy, this package, a tokenizer of a real vocabulary
+NODE_BYTES = 5 << 10  # programs, for each node of the unrolled one
+
+NO_KIND = "layers"  # what layers of an architecture without kinds are shown as
+
+
+@dataclass(frozen=True)
+class KvMemory:
+    """The KV cache of the layers of one kind."""
+
+    kind: str
+    layers: tuple[int, ...]  # all of this kind
+    stored: tuple[int, ...]  # those with a cache of their own; the others read an earlier layer's
+    token_bytes: int  # of K and V of one position, in all these layers
+    positions: int  # that a layer holds, at most
+    window: int | None  # where layers keep a ring: the widest window they see
+    bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a process that runs a model takes when its context is full, in bytes.
+
+    weights: tensors read whole, where they lie in the mapped file. tables: tensors in it that are only looked
+    up in; looked_up: pages of theirs that a full context of different tokens touches, at most. decoded: tensors
+    kept as f32 beside the file. kv: by kind of layer. arena: results within a step. scratch: the threads' own.
+    addresses: where native code finds weights and planes. logits: of the last step and the next. metadata: the
+    vocabulary and other keys, in the mapped file. Two estimates: process, of all else (interpreter, libraries,
+    tokenizer, programs), and compiling, of what the run adds that compiles the programs; later runs find them
+    compiled.
+    """
+
+    backend: str
+    options: Options
+    weights: int
+    looked_up: int
+    tables: int
+    decoded: int
+    kv: tuple[KvMemory, ...]
+    arena: int
+    scratch: int
+    addresses: int
+    logits: int
+    metadata: int
+    process: int
+    compiling: int
+
+    @property
+    def kv_bytes(self) -> int:
+        return sum(kind.bytes for kind in self.kv)
+
+    @property
+    def mapped(self) -> int:
+        """Bytes that are the file's own pages: the system may drop them, and read them again."""
+        return self.weights + self.looked_up + self.metadata
+
+    @property
+    def allocated(self) -> int:
+        """Bytes that the engine takes beside the file."""
+        return self.decoded + self.kv_bytes + self.arena + self.scratch + self.addresses + self.logits
+
+    @property
+    def peak(self) -> int:
+        return self.mapped + self.allocated + self.process + self.compiling
+
+
+class Planner:
+    """Plans one model's memory for any options with one type of KV cache; the program is compiled once."""
+
+    def __init__(self, source: GgufFile | Header, module: Module, cache: str, backend: str = "cpu"):
+        self.metadata = _metadata_bytes(source) if isinstance(source, GgufFile) else 0
+        self.module, self.backend = module, backend
+        self.measure = backend_named(backend).memory(module, cache)
+        self.programs = NODE_BYTES * len(topological(module.roots))
+
+    def plan(self, options: Options) -> MemoryPlan:
+        """The plan for these options."""
+        taken = self.measure(options)
+        whole = sum(size for name, size in taken.mapped.items() if name not in taken.rows)
+        tables = {name: taken.mapped[name] for name in taken.rows if name in taken.mapped}
+        looked_up = sum(min(size, options.context * _touched(taken.rows[name])) for name, size in tables.items())
+        held = taken.allocated
+        return MemoryPlan(
+            backend=self.backend,
+            options=options,
+            weights=whole,
+            looked_up=looked_up,
+            tables=sum(tables.values()),
+            decoded=held["decoded"],
+            kv=self._by_kind(taken.planes),
+            arena=held["arena"] + taken.passing,
+            scratch=held["scratch"],
+            addresses=held["tables"],
+            logits=2 * taken.logits,
+            metadata=self.metadata,
+            process=INTERPRETER_BYTES + self.programs + taken.libraries,
+            compiling=taken.compiling,
+        )
+
+    def largest(self, options: Options, memory: int, limit: int) -> int:
+        """The largest context up to `limit` whose peak is at most `memory`; 0 where not even one token fits.
+
+        options: with the chunk that is wanted where the context allows it.
+        """
+
+        def fits(context: int) -> bool:
+            tried = replace(options, context=context, chunk=min(options.chunk, context))
+            return self.plan(tried).peak <= memory
+
+        if fits(limit):
+            return limit
+        low, high = 0, limit  # `low` fits, or is none; `high` does not
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
+
+    def _by_kind(self, planes: Sequence[PlaneMemory]) -> tuple[KvMemory, ...]:
+        kinds = {name: layers for name, layers, _ in self.module.kinds}
+        of = {layer: name for name, layers in kinds.items() for layer in layers}
+        stored: dict[str, list[PlaneMemory]] = {name: [] for name in kinds}
+        for plane in planes:
+            stored.setdefault(of.get(plane.slot, NO_KIND), []).append(plane)
+        return tuple(_kind(name, kinds.get(name), planes) for name, planes in stored.items())
+
+
+def plan_memory(source: GgufFile | Header, module: Module, options: Options, backend: str = "cpu") -> MemoryPlan:
+    """The memory that an engine for the unrolled module will take. Raises BrioletteError for an unknown backend."""
+    return Planner(source, module, options.cache, backend).plan(options)
+
+
+def _kind(name: str, layers: Sequence[int] | None, planes: Sequence[PlaneMemory]) -> KvMemory:
+    stored = tuple(dict.fromkeys(plane.slot for plane in planes))
+    windows = [plane.window for plane in planes]
+    return KvMemory(
+        kind=name,
+        layers=stored if layers is None else tuple(layers),
+        stored=stored,
+        token_bytes=sum(plane.token_bytes for plane in planes),
+        positions=max((plane.positions for plane in planes), default=0),
+        window=max((w for w in windows if w is not None), default=None) if None not in windows else None,
+        bytes=sum(plane.bytes for plane in planes),
+    )
+
+
+def _metadata_bytes(file: GgufFile) -> int:
+    """What a file holds beside its tensors."""
+    return file.size - sum(file.tensor_bytes(name).nbytes for name in file.header.tensors)
+
+
+def _touched(row: int) -> int:
+    """Bytes of the pages that one row lies on, at most."""
+    return mmap.PAGESIZE * (math.ceil((row - 1) / mmap.PAGESIZE) + 1)

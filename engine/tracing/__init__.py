@@ -1,0 +1,1 @@
+"""Traces: what every named value of a program was, and where two programs part."""
