@@ -19,7 +19,7 @@ SAMPLING ?= --temperature 0.7 --top-k 40 --repeat-penalty 1.1 --seed 3
 help:
 	@echo "make demo     install, put Gemma 3 270M together, compile it and stream a text"
 	@echo "make test     install and run the whole test suite"
-	@echo "make check    lint, format, types"
+	@echo "make check    lint, format, types, generated pages"
 	@echo "make bench    speed on this machine, llama.cpp beside it in the same run (installs the peers)"
 	@echo "make peers    compare with llama.cpp and transformers (slow; installs both into $(PEERS))"
 	@echo "make oracle   make the tiny reference models of tests/oracle again, with transformers"
@@ -77,6 +77,7 @@ check: $(VENV)/.dev $(VENV)/src/briolette
 	@$(BIN)/ruff format --check .
 	@MYPYPATH=$(VENV)/src $(BIN)/mypy --strict -p briolette.spec -p briolette.compiler
 	@$(BIN)/briolette fmt --check spec/*.arch
+	@$(BIN)/python tests/ops_page.py
 
 bench: $(VENV)/.demo $(PEERS)/.made
 	@$(BIN)/python tests/peers/bench.py --peer $(PEERS)/bin/python

@@ -22,6 +22,7 @@ from .rules.simplify import ANGLES, SIMPLIFY
 from .unroll import bind, unroll
 from .verify import verify
 
+Watcher = Callable[[str, Module], Watch]
 STAGES = ("elaborated", "unrolled", "bound", "simplified", "head", "angles", "cache", "fused")
 
 
@@ -47,30 +48,53 @@ class Trace:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def front(tree: Architecture, header: Header, trace: Trace | None = None) -> Module:
+def front(tree: Architecture, header: Header, trace: Trace | None = None, watcher: Watcher | None = None) -> Module:
     """Elaboration and unrolling: what all forms of a model's program share."""
     trace = Trace() if trace is None else trace
     module = _stage("elaborated", trace, lambda hits: elaborate(tree, header))
-    return _stage("unrolled", trace, lambda hits: unroll(module))
+    watch = watcher("unrolled", module) if watcher else None
+    return _stage("unrolled", trace, lambda hits: _watched("unroll", module, unroll(module), watch))
 
 
-def optimise(module: Module, form: Form, trace: Trace | None = None, watch: Watch | None = None) -> Module:
-    """The unrolled module as a backend wants it for one form of step."""
+def optimise(module: Module, form: Form, trace: Trace | None = None, watcher: Watcher | None = None) -> Module:
+    """The unrolled module as a backend wants it for one form of step.
+
+    `watcher(stage, module)` gives who is to see what that stage makes of the module (blame mode in tests).
+    """
     trace = Trace() if trace is None else trace
 
-    def run(name: str, change: Callable[[Module, Counter[str]], Module]) -> None:
+    def run(name: str, change: Callable[[Module, Counter[str], Watch | None], Module]) -> None:
         nonlocal module
-        before = module
-        module = _stage(name, trace, lambda hits: change(before, hits))
+        before, watch = module, watcher(name, module) if watcher else None
+        module = _stage(name, trace, lambda hits: change(before, hits, watch))
 
-    tokens = form.tokens
-    run("bound", lambda m, hits: m if tokens is None else bind(m, {"T": tokens}))
-    run("simplified", lambda m, hits: rewrite(m, SIMPLIFY, hits, watch))
-    run("head", lambda m, hits: last_token(m, hits) if tokens is None and form.logits == "last" else m)
-    run("angles", lambda m, hits: rewrite(m, ANGLES, hits, watch))
-    run("cache", lambda m, hits: rewrite(m, cache_dtype(form.cache), hits, watch))
-    run("fused", lambda m, hits: fuse(copies(m, hits), hits))
+    def binding(m: Module, hits: Counter[str], watch: Watch | None) -> Module:
+        return m if form.tokens is None else _watched("bind", m, bind(m, {"T": form.tokens}), watch)
+
+    def narrowing(m: Module, hits: Counter[str], watch: Watch | None) -> Module:
+        narrow = form.tokens is None and form.logits == "last"
+        return _watched("last-token", m, last_token(m, hits), watch) if narrow else m
+
+    def fusing(m: Module, hits: Counter[str], watch: Watch | None) -> Module:
+        copied = _watched("copies", m, copies(m, hits), watch)
+        return _watched("fuse", copied, fuse(copied, hits), watch)
+
+    run("bound", binding)
+    run("simplified", lambda m, hits, watch: rewrite(m, SIMPLIFY, hits, watch))
+    run("head", narrowing)
+    run("angles", lambda m, hits, watch: rewrite(m, ANGLES, hits, watch))
+    run("cache", lambda m, hits, watch: rewrite(m, cache_dtype(form.cache), hits, watch))
+    run("fused", fusing)
     return module
+
+
+def _watched(name: str, before: Module, after: Module, watch: Watch | None) -> Module:
+    """A pass over the whole graph, seen as rules are: by the outputs it had and has made."""
+    if watch is not None:
+        for old, new in zip(before.outputs, after.outputs, strict=True):
+            if old is not new:
+                watch(name, old, new)
+    return after
 
 
 def _stage(name: str, trace: Trace, change: Callable[[Counter[str]], Module]) -> Module:

@@ -53,7 +53,7 @@ def rule(name: str, pattern: Pattern | None = None) -> Callable[[Callable[[Node,
     return lambda build: Rule(name, pattern, build)
 
 
-Watch = Callable[[Rule, Node, Node], None]
+Watch = Callable[[str, Node, Node], None]  # told the rule's name, the value before, and what stands in its place
 
 
 def rewrite(
@@ -61,7 +61,7 @@ def rewrite(
 ) -> Module:
     """The module with the rules applied, operands first, until none applies anywhere.
 
-    `hits` counts per rule; `watch(rule, before, after)` sees every single rewrite (blame mode in tests).
+    `hits` counts per rule; `watch(name, before, after)` sees every single rewrite (blame mode in tests).
     """
     counted: Counter[str] = Counter() if hits is None else hits
     by_op: dict[str, list[Rule]] = {}
@@ -79,7 +79,7 @@ def rewrite(
             if new is not None and new is not item:
                 counted[candidate.name] += 1
                 if watch is not None:
-                    watch(candidate, item, new)
+                    watch(candidate.name, item, new)
                 return new
         return None
 

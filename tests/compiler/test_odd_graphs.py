@@ -19,6 +19,7 @@ from briolette.compiler.plan import plan
 from briolette.compiler.verify import VerifyError, verify
 
 sys.path.insert(0, str(Path(__file__).parent))
+from blame import Blame
 from odd_programs import odd_programs
 from test_graphs import FORMS, Wanted, check_on_cpu, engine_of, evaluated, overlaps
 
@@ -34,7 +35,7 @@ def test_every_stage_of_every_form_keeps_the_value(run):
     wanted = Wanted(run)
     for form in FORMS:
         trace = Trace()
-        optimise(run.module, form, trace)
+        optimise(run.module, form, trace, Blame(run.weights, run.tokens[: form.tokens]))
         for stage, module in trace.modules.items():
             assert wanted.is_met(evaluated(run, module.outputs, form.tokens or 1 << 30)), f"{stage} of {form}"
         assert not overlaps(plan(trace.modules["fused"], form.tokens or 5))
