@@ -35,13 +35,19 @@ def inspect(
 
 @app.command(
     epilog="Examples:\n\n"
+    "briolette show gemma4 --block attention.local\n\n"
     "briolette show model.gguf\n\n"
     "briolette show model.gguf --stage fused --form decode\n\n"
     "briolette show model.gguf --block attention.local\n\n"
     "briolette show model.gguf --stats"
 )
 def show(
-    model: Path_,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A GGUF file; or an .arch file or a shipped one's name, in example sizes."
+        ),
+    ],
     stage: Annotated[
         str,
         typer.Option(help="elaborated, unrolled, bound, simplified, head, angles, cache or fused."),

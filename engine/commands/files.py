@@ -60,7 +60,7 @@ def write_whole(path: Path, text: str) -> None:
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(text.encode())
-            os.chmod(temporary, path.stat().st_mode)
+            os.chmod(temporary, path.stat().st_mode if path.exists() else 0o644)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):

@@ -8,15 +8,15 @@ from typing import Any
 
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Module, nodes_of
-from briolette.compiler.pipeline import STAGES, Form, Trace, front, optimise, stage_of
+from briolette.compiler.pipeline import STAGES, Trace, front, optimise, stage_of
 from briolette.compiler.plan import plan
 from briolette.compiler.text import print_module
 from briolette.engine.gguf import open_gguf
 from briolette.engine.model import architecture, options_for
+from briolette.engine.subjects import FORMS, LAST, form_of, is_architecture, sized
 
 from .terminal import busy, colours, result, result_json, table
 
-FORMS = ("decode", "prefill", "all")
 # What stands out on a terminal, as SGR codes: spec lines, weights, names, types, the ops' and blocks' words.
 PAINT = re.compile(
     r"(?P<d>   # .*$)|(?P<green>@[^\s:\[]+)|(?P<cyan>%[\w.'@]+)|(?P<yellow>\[[^\]]*\] \w+)"
@@ -39,25 +39,21 @@ def show(
 ) -> None:
     if form not in FORMS:
         raise BrioletteError(f"there is no form `{form}`; there are {', '.join(FORMS)}")
+    stage = STAGES[-1] if stage == LAST else stage
     if stage not in STAGES:
         raise BrioletteError(f"there is no stage `{stage}`; there are {', '.join(STAGES)}")
-    if path.endswith(".arch"):
-        raise BrioletteError(
-            f"{path} is an architecture, which is compiled for a model file: briolette show MODEL.gguf --spec {path}"
-        )
-    header = open_gguf(path).header
     spec, kv, context, chunk = (options[key] for key in ("spec", "kv", "context", "chunk"))
+    if is_architecture(path) and spec is None:
+        tree, header = sized(path)
+    else:
+        header = open_gguf(path).header
+        tree = architecture(spec, header)
     trace = Trace()
     with busy("compiling"):
-        module = front(architecture(spec, header), header, trace)
+        module = front(tree, header, trace)
         engine = options_for(header, module, kv, None, context, chunk)
         if stats or memory or stage not in trace.modules:
-            forms = {
-                "decode": Form(tokens=1, cache=engine.cache),
-                "prefill": Form(cache=engine.cache),
-                "all": Form(logits="all", cache=engine.cache),
-            }
-            module = optimise(module, forms[form], trace)
+            module = optimise(module, form_of(form, engine.cache), trace)
     rows = 1 if form == "decode" else engine.chunk
     if stats:
         _stats(trace, as_json)

@@ -20,7 +20,7 @@ from briolette.engine.cli import app
 from briolette.engine.commands import generate
 
 ORACLE = Path(__file__).resolve().parents[1] / "oracle" / "models" / "gemma4_e2b.gguf"
-COMMANDS = ("run", "chat", "inspect", "show", "fmt", "specs")
+COMMANDS = ("run", "chat", "inspect", "plan", "show", "diff", "trace", "ablate", "report", "fmt", "specs")
 
 
 def briolette(*args: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -167,7 +167,7 @@ def broken(tmp_path: Path) -> dict[str, tuple[list[object], str]]:
         "backend": (["run", ORACLE, "x", "--backend", "gpu"], "cpu"),
         "form": (["show", ORACLE, "--form", "nope"], "decode, prefill, all"),
         "block": (["show", ORACLE, "--block", "nope"], "attention.local"),
-        "a spec to show": (["show", typo], "--spec"),
+        "typo to show": (["show", typo], "did you mean `rms`"),
         "spec of another": (["run", ORACLE, "x", "--spec", "llama"], "this spec is for llama"),
         "two prompts": (["run", ORACLE, "x", "--file", text], "two prompts"),
         "no prompt file": (["run", ORACLE, "--file", tmp_path / "none.txt"], "none.txt"),
@@ -202,7 +202,7 @@ MISTAKES = (
     "backend",
     "form",
     "block",
-    "a spec to show",
+    "typo to show",
     "spec of another",
     "two prompts",
     "no prompt file",

@@ -1,0 +1,65 @@
+"""`briolette report`: one page about a model, for a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from briolette.compiler.errors import BrioletteError
+from briolette.compiler.header import Header
+from briolette.compiler.pipeline import Trace, front
+from briolette.engine.comparison import compare
+from briolette.engine.gguf import open_gguf
+from briolette.engine.model import architecture, options_for
+from briolette.engine.report.build import FORMS, default_output
+from briolette.engine.report.build import report as page_of
+from briolette.engine.report.ceilings import machine
+from briolette.engine.report.diffview import diff_section
+from briolette.engine.report.page import Section
+from briolette.engine.subjects import Subject, is_architecture, subject
+
+from .files import write_whole
+from .terminal import busy, note, result, size
+
+
+def report(
+    path: str,
+    other: str | None,
+    output: str | None,
+    form: str,
+    bandwidth: float | None,
+    peak: float | None,
+    options: dict[str, Any],
+) -> None:
+    if form not in FORMS:
+        raise BrioletteError(f"there is no form `{form}` of a report; there are {', '.join(FORMS)}")
+    target = default_output(path) if output is None else Path(output)
+    if target.is_dir():
+        raise BrioletteError(f"{target} is a folder; say with -o which file in it the page is to be")
+    if not target.resolve().parent.is_dir():
+        raise BrioletteError(f"there is no folder {target.parent} to write {target.name} into")
+    if is_architecture(path):
+        raise BrioletteError(
+            f"{path} is an architecture; a report is of a model: briolette report MODEL.gguf --spec {path}\n"
+            f"  two architectures side by side: briolette diff {path} {other or 'OTHER'} --html {target}"
+        )
+    with busy("compiling"):
+        file = open_gguf(path)
+        if target.exists() and target.samefile(file.path):
+            raise BrioletteError(f"{target} is the model itself; say with -o where the page is to be")
+        spec, kv, context, chunk = (options[key] for key in ("spec", "kv", "context", "chunk"))
+        tree = architecture(spec, file.header)
+        trace = Trace()
+        engine = options_for(file.header, front(tree, file.header, trace), kv, None, context, chunk)
+        more = [] if other is None else [_beside(path, file.header, trace, subject(other))]
+        text = page_of(file, tree, trace, engine, form, machine(bandwidth, peak), more)
+    write_whole(target, text)
+    result(str(target))
+    note(f"{size(len(text.encode()))}, whole in itself: open it with any browser")
+
+
+def _beside(path: str, header: Header, trace: Trace, other: Subject) -> Section:
+    """What differs from the model to another program."""
+    name = str(header.metadata.get("general.name") or header.source)
+    ours = Subject(path, name, "elaborated", trace.modules["elaborated"], header)
+    return diff_section(compare(ours, other))

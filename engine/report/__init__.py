@@ -1,0 +1,1 @@
+"""Pages: one self-contained HTML file about a model, with everything the compiler knows of it."""

@@ -1,0 +1,33 @@
+"""What stages and rules do, in a sentence each, for a page that shows what they did."""
+
+from __future__ import annotations
+
+STAGES = {
+    "elaborated": "The spec meets the file's header: conditionals are settled, every tensor and key is accounted for.",
+    "unrolled": "Blocks and layers inline; cache slots become the writes they name.",
+    "bound": "One token a step, where that is the form: T is 1.",
+    "simplified": "Constants folded, views merged.",
+    "head": "Where only the last token's logits are wanted, what needs only its row is narrowed to it.",
+    "angles": "Rope becomes rotate, by a table of angles that all heads of a kind share.",
+    "cache": "Every plane of the KV cache gets its element type.",
+    "fused": "Views that no kernel can walk are copied; ops are grouped into kernels.",
+}
+RULES = {
+    "fold-constants": "an op on numbers is a number",
+    "constant-right": "numbers stand on the right",
+    "multiply-by-one": "times 1 is dropped",
+    "add-zero": "plus 0 is dropped",
+    "reshape-of-reshape": "two reshapes are one",
+    "reshape-to-same": "a reshape to the same shape is dropped",
+    "slice-of-everything": "a slice of all is dropped",
+    "slice-of-slice": "two slices are one",
+    "last-token-only": "computed for the last token alone",
+    "share-rope-angles": "heads turn by a table of angles computed once a step",
+    "cache-f32": "cache writes that keep f32",
+    "cache-f16": "cache writes that keep f16",
+    "cache-bf16": "cache writes that keep bf16",
+    "copy-view": "values copied into an order that a kernel can walk",
+    "fuse-linear": "kernels of products of one input, with the elementwise work on them",
+    "fuse-experts": "kernels of products with each token's own experts",
+    "fuse-rows": "kernels of work along rows: norms, residuals, rotation, look-ups, cache writes",
+}
