@@ -19,10 +19,10 @@ from briolette.compiler.plan import plan
 from briolette.compiler.verify import VerifyError, verify
 
 sys.path.insert(0, str(Path(__file__).parent))
-from blame import Blame
 from odd_programs import odd_programs
 from test_graphs import FORMS, Wanted, check_on_cpu, engine_of, evaluated, overlaps
 
+from blame import Blame
 from strategies import Run
 
 T = symbol("T")
