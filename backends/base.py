@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,20 +24,33 @@ F32Array = NDArray[np.float32]
 class Weights:
     """Access to a model file's tensors: `stored` gives the bytes of one, uint8[...], in its block format.
 
-    The bytes may be a view of a mapped file; an engine keeps the pages it uses and copies none.
+    The bytes may be a view of a mapped file; an engine keeps the pages it uses. `forget` says that a tensor has
+    been copied whole: its pages may leave the memory.
     """
 
     stored: Callable[[str], NDArray[np.uint8]]
+    forget: Callable[[str], None] = lambda name: None
+
+
+WEIGHTS = ("packed", "mapped")
+PREFILL = ("exact", "fast")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How an engine is built: `cache` is the KV element type, `context` the most positions it can hold."""
+    """How an engine is built: `cache` is the KV element type, `context` the most positions it can hold.
+
+    weights: "mapped", read where they lie in the file and multiplied in f32; or "packed", put in the order that
+    the fastest kernels want when they are loaded, and multiplied in integers. prefill: with packed weights, whether
+    the activations of a prompt are rounded to 16 bits ("exact") or to 8 ("fast"); a single token's always to 16.
+    """
 
     context: int
     cache: str = "f32"
     threads: int = 1
     chunk: int = 256  # tokens a prefill step takes at most
+    weights: str = "mapped"
+    prefill: str = "exact"
 
 
 @dataclass(frozen=True)
@@ -60,10 +73,11 @@ class Memory:
     """What an engine takes, in bytes.
 
     mapped: tensors read where they lie in the file. rows: those of them that are only looked up in, with
-    the bytes of a row. decoded: tensors kept as f32 beside the file. arena: kept for the results within a
-    step. scratch: of all threads. tables: where native code finds weights and planes. logits: of one step.
-    passing: results that are allocated within a step and given back. Two estimates: libraries, what the
-    backend loads; compiling, what machine code takes when it is made, where it is not kept from an earlier run.
+    the bytes of a row. decoded: tensors kept as f32 beside the file. packed: tensors kept in the order of the
+    kernels instead. arena: kept for the results within a step. scratch: of all threads. tables: where native code
+    finds weights and planes. logits: of one step. passing: results that are allocated within a step and given back.
+    Two estimates: libraries, what the backend loads; compiling, what machine code takes when it is made, where it is
+    not kept from an earlier run.
     """
 
     mapped: Mapping[str, int]
@@ -75,6 +89,7 @@ class Memory:
     tables: int = 0
     logits: int = 0
     passing: int = 0
+    packed: Mapping[str, int] = field(default_factory=dict)
     libraries: int = 0
     compiling: int = 0
 
@@ -83,6 +98,7 @@ class Memory:
         """What an engine keeps between steps, as its `allocated` tells it afterwards."""
         return {
             "decoded": sum(self.decoded.values()),
+            "packed": sum(self.packed.values()),
             "kv": sum(plane.bytes for plane in self.planes),
             "arena": self.arena,
             "scratch": self.scratch,
@@ -102,9 +118,12 @@ class Engine(Protocol):
         """
         ...
 
-    def values(self, tokens: Sequence[int], wanted: Sequence[Node]) -> list[NDArray[Any]]:
+    def values(
+        self, tokens: Sequence[int], wanted: Sequence[Node], last: Mapping[Node, int] | None = None
+    ) -> list[NDArray[Any]]:
         """What some nodes of the unrolled module are, float32 or int32 in their shapes, with tokens in a fresh
-        context. The nodes are given buffers that they keep: the program is another than that of `step`."""
+        context; of those in `last`, for that many of the last tokens. The nodes are given buffers that they keep: the
+        program is another than that of `step`."""
         ...
 
     def rewindable(self, end: int, to: int) -> bool:
@@ -126,6 +145,10 @@ class Backend(Protocol):
     ops: frozenset[str]  # the ops its kernels cover; the rest must decompose
 
     def compile(self, module: Module, weights: Weights, options: Options) -> Engine: ...
+
+    def default_weights(self) -> str:
+        """Which of `WEIGHTS` suits this machine."""
+        ...
 
     def memory(self, module: Module, cache: str) -> Callable[[Options], Memory]:
         """What an engine with a KV cache of that type will take, by its other options. Allocates nothing."""
@@ -158,14 +181,17 @@ def stored_bytes(weight: Node) -> int:
     return formats.row_bytes(weight.type.dtype, columns) * math.prod(rows)
 
 
-def looked_up(module: Module) -> dict[str, int]:
-    """The stored tensors of which only rows are read, by token id, with the bytes of a row."""
+def looked_up(module: Module, elsewhere: Container[str] = ()) -> dict[str, int]:
+    """The stored tensors of which only rows are read, by token id, with the bytes of a row.
+
+    `elsewhere` are tensors that have been copied for whatever else reads them.
+    """
     readers: dict[Node, set[str]] = {}
     for item in topological(module.roots):
         for source in () if is_view(item) else map(base, item.args):
             if source.op == "weight":
                 readers.setdefault(source, set()).add(item.op)
-    tables = [weight for weight, ops in readers.items() if ops == {"embed"}]
+    tables = [w for w, ops in readers.items() if ops == {"embed"} or ("embed" in ops and w["name"] in elsewhere)]
     return {w["name"]: formats.row_bytes(w.type.dtype, evaluate(w.shape[-1], {})) for w in tables}
 
 

@@ -55,14 +55,18 @@ class ReferenceEngine:
             found = self.interpreter.step(program.outputs, ids[at : at + chunk], start + at)[0]
         return np.asarray(found, np.float32)
 
-    def values(self, tokens: Sequence[int], wanted: Sequence[Node]) -> list[NDArray[Any]]:
+    def values(
+        self, tokens: Sequence[int], wanted: Sequence[Node], last: Mapping[Node, int] | None = None
+    ) -> list[NDArray[Any]]:
         """See `base.Engine.values`. Nothing is optimised here: these are the values of the program as written."""
         if self.closed:
             raise BrioletteError("this engine has been closed")
         ids = checked(tokens, 0, self.token_ids, self.options.context)
         stored = rewrite(replace(self.module, outputs=tuple(wanted)), cache_dtype(self.options.cache))
         self.interpreter.planes.clear()
-        return self.interpreter.step(stored.outputs, ids, 0)
+        found = self.interpreter.step(stored.outputs, ids, 0)
+        rows = [(last or {}).get(item, len(ids)) for item in wanted]
+        return [value[-count:] for value, count in zip(found, rows, strict=True)]
 
     def rewindable(self, end: int, to: int) -> bool:
         """Always: the evaluator keeps every position."""
@@ -74,6 +78,7 @@ class ReferenceEngine:
         planes = self.interpreter.planes.values()
         return {
             "decoded": sum(array.nbytes for array in self.arrays.values()),
+            "packed": 0,
             "kv": sum(plane.nbytes for plane in planes),
             "arena": 0,
             "scratch": 0,
@@ -83,6 +88,11 @@ class ReferenceEngine:
     def close(self) -> None:
         self.interpreter.planes.clear()
         self.closed = True
+
+
+def default_weights() -> str:
+    """Always mapped: what the program means, in f32."""
+    return "mapped"
 
 
 def compile(module: Module, weights: Weights, options: Options) -> ReferenceEngine:

@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 
 from .dims import Dim, evaluate
 from .ir import Block, Module, Node, Type, called, topological
-from .ops import OPS
+from .ops import OPS, weight_below
 
-ELEMENT_BYTES = {"f32": 4, "i32": 4, "f16": 2, "bf16": 2}  # of values and caches
-_SEE_THROUGH = frozenset({"slice", "reshape", "dequant"})  # of a weight: read by whoever reads them
+ELEMENT_BYTES = {"f32": 4, "i32": 4, "f16": 2, "bf16": 2, "q8": 1.5}  # of values and caches
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Costs:
         block = item["block"]
         bound = dict(zip(block.params, item.args, strict=True))
         inside = sum((self._plain(n, layer, bound) for n in topological(block.roots)), Cost())
-        ends = [arg for arg in item.args if _weight_below(arg) is None and not _is_plane(arg) and arg.op != "const"]
+        ends = [arg for arg in item.args if weight_below(arg) is None and not _is_plane(arg) and arg.op != "const"]
         ends += [] if _is_plane(item) else [item]
         values = sum(math.prod(self._shape(n.type, item)) * ELEMENT_BYTES[n.type.dtype] for n in ends)
         return replace(inside, values=values)
@@ -91,13 +90,13 @@ class Costs:
     def _plain(self, item: Node, layer: int | None, bound: Mapping[Node, Node]) -> Cost:
         """An op by itself. Inside a fused block, `bound` tells what its parameters are outside."""
         declared = OPS[item.op]
-        if not item.args or "view" in declared.traits or _weight_below(item) is not None:
+        if not item.args or "view" in declared.traits or weight_below(item) is not None:
             return Cost()
         shapes = [self._shape(t, item) for t in (item.type, *(arg.type for arg in item.args))]
         weights = cache = values = 0.0
         for arg, count in zip(item.args, declared.reads(*shapes), strict=True):
             source = bound.get(arg, arg)
-            stored = _weight_below(source)
+            stored = weight_below(source)
             if stored is not None:
                 weights += count * self._stored(stored, layer)
             elif _is_plane(source):
@@ -135,7 +134,7 @@ def kv_token_bytes(module: Module, dtype: str | None = None) -> Mapping[int, int
             if item.op == "cache_write":
                 slot = _number(item["slot"], layer)
                 size = math.prod(_number(dim, layer) for dim in item.shape[1:])
-                found[slot] = found.get(slot, 0) + size * ELEMENT_BYTES[dtype or item.type.dtype]
+                found[slot] = found.get(slot, 0) + int(size * ELEMENT_BYTES[dtype or item.type.dtype])
             elif item.op == "layers":
                 for index, block in item["table"]:
                     visit(block.roots, index)
@@ -149,13 +148,6 @@ def kv_token_bytes(module: Module, dtype: str | None = None) -> Mapping[int, int
 
 def _number(dim: Dim, layer: int | None) -> int:
     return evaluate(dim, {} if layer is None else {"i": layer})
-
-
-def _weight_below(item: Node) -> Node | None:
-    """The weight that a node is, or shows a part of."""
-    while item.op in _SEE_THROUGH:
-        item = item.args[0]
-    return item if item.op == "weight" else None
 
 
 def _is_plane(item: Node) -> bool:

@@ -7,7 +7,7 @@ tensor and every metadata key of the architecture must be read, or ignored by na
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from briolette.spec import tree as ast
 from briolette.spec.check import check
@@ -23,6 +23,7 @@ from .ops import node
 from .values import LAYER, UNKNOWN, CacheSlot, Frame, Layer, describe, dim_of, shape_of
 
 TOKENS = symbol("T")
+Lines: TypeAlias = dict[Span, None]  # in the order in which they were read
 
 
 def elaborate(tree: ast.Architecture, header: Header, strict: bool = True) -> Module:
@@ -54,6 +55,7 @@ class Elaborator:
         self.dims["T"] = TOKENS
         self.evaluator = Evaluator(self)
         self.known: dict[Any, Any] = {}  # parameters and kinds already evaluated
+        self.sources: dict[Any, Lines] = {}  # and the lines that each was made of
         self.computing: dict[Any, None] = {}  # and those being evaluated
         self.lists: dict[str, int] = {}  # lengths of the lists that per-layer parameters come from
         self.consumed: set[str] = set()
@@ -62,7 +64,7 @@ class Elaborator:
         self.variants: dict[str, dict[tuple[Any, ...], Block]] = {}
         self.origins: dict[Node, tuple[Span, ...]] = {}
         self.behind: dict[Node, tuple[Span, ...]] = {}
-        self.read: list[Span] = []  # lines behind the names that the statement at hand has read
+        self.read: Lines = {}  # lines behind the names that the statement at hand has read
         self.value_names: dict[Node, str] = {}
         self.layer_count = 0
         self.now: Layer | None = None  # the layer being elaborated, for messages
@@ -114,7 +116,7 @@ class Elaborator:
         seen = self.origins.get(made, ())
         if span not in seen:
             self.origins[made] = (*seen, span)
-        self.behind.setdefault(made, tuple(dict.fromkeys(self.read)))
+        self.behind.setdefault(made, tuple(self.read))
 
     def names(self) -> list[str]:
         entries = {e.name for k in self.kinds for e in k.body.lines if isinstance(e, ast.Entry)}
@@ -131,13 +133,13 @@ class Elaborator:
         declared = self.params.get(name) or self.lets.get(name)
         if declared is not None:
             line = declared
-            self.read.append(line.span)
-            return self._once(name, lambda: self.evaluator.value(line.value, Frame()), span)
+            self.read[line.span] = None
+            return self._read(name, lambda: self.evaluator.value(line.value, Frame()), span)
         if frame.layer is not None:
             kind = self._kind(frame.layer)
             for entry in kind.body.lines if kind else ():
                 if isinstance(entry, ast.Entry) and entry.name == name:
-                    self.read.append(entry.span)
+                    self.read |= self.sources["kind", int(frame.layer)] | {entry.span: None}
                     return self._entry(entry, frame.layer, span)
         return UNKNOWN
 
@@ -148,10 +150,12 @@ class Elaborator:
     def per_layer(self, name: str, index: Any, span: Span) -> Any:
         """`KV[i]`: the file's value for a layer, be it one for all or one for each."""
         if name == "kind":
-            return self.kind_of(index, span)
+            found = self.kind_of(index, span)
+            self.read |= self.sources["kind", int(index)]
+            return found
         declared = self.params.get(name) or self.lets[name]
-        self.read.append(declared.span)
-        return self._once((name, int(index), type(index)), lambda: self._indexed(declared, index, span), span)
+        self.read[declared.span] = None
+        return self._read((name, int(index), type(index)), lambda: self._indexed(declared, index, span), span)
 
     def kind_of(self, layer: int, span: Span | None = None) -> str:
         kind = self._kind(layer, span)
@@ -228,17 +232,18 @@ class Elaborator:
             known[content] = Block(name if not known else f"{name}.{len(known) + 1}", *content)
         return known[content]
 
-    def run(self, body: ast.Body, frame: Frame) -> Any:
-        """Runs statements; the value of `return`, or None where there is none."""
+    def run(self, body: ast.Body, frame: Frame, condition: Lines | None = None) -> Any:
+        """Runs statements; the value of `return`, or None where there is none. What a `condition` that they stand
+        under was made of is behind each of them."""
         outer = self.read
         try:
-            return self._run(body, frame)
+            return self._run(body, frame, condition or {})
         finally:
             self.read = outer
 
-    def _run(self, body: ast.Body, frame: Frame) -> Any:
+    def _run(self, body: ast.Body, frame: Frame, condition: Lines) -> Any:
         for line in body.lines:
-            self.read = []
+            self.read = dict(condition)
             match line:
                 case ast.Assign(name=name, value=value, when=when):
                     if when is None or self.evaluator.test(when, frame):
@@ -248,7 +253,7 @@ class Elaborator:
                     self.store(line, frame)
                 case ast.Branch(test=test, then=then, otherwise=otherwise):
                     chosen = then if self.evaluator.test(test, frame) else otherwise
-                    result = self.run(chosen, frame) if chosen is not None else None
+                    result = self.run(chosen, frame, self.read) if chosen is not None else None
                     if result is not None:
                         return result
                 case ast.Loop():
@@ -348,9 +353,17 @@ class Elaborator:
                 name = key if isinstance(key, str) else key[0]
                 self.fail(f"`{name}` depends on itself", span)
             self.computing[key] = None
+            outer, self.read = self.read, {}
             self.known[key] = compute()
+            self.sources[key], self.read = self.read, outer
             del self.computing[key]
         return self.known[key]
+
+    def _read(self, key: Any, compute: Callable[[], Any], span: Span) -> Any:
+        """What is computed once; the lines behind it are behind everyone who reads it."""
+        value = self._once(key, compute, span)
+        self.read |= self.sources[key]
+        return value
 
     def _indexed(self, declared: ast.Param | ast.Let, index: int, span: Span) -> Any:
         assert declared.index is not None
@@ -379,7 +392,7 @@ class Elaborator:
     def _entry(self, wanted: ast.Entry, layer: Layer, span: Span) -> Any:
         """A kind's entry in a layer; it sees the other entries."""
         frame = Frame({"i": layer}, layer=layer)
-        return self._once((wanted.name, int(layer)), lambda: self.evaluator.value(wanted.value, frame), span)
+        return self._read((wanted.name, int(layer)), lambda: self.evaluator.value(wanted.value, frame), span)
 
     def _param_table(self) -> Iterable[tuple[str, Any]]:
         """The hyperparameters that were read; of those with an index, each layer's value, or the one of all."""

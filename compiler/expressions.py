@@ -132,7 +132,7 @@ class Evaluator:
     def name(self, name: str, span: Span, frame: Frame) -> Any:
         if name in frame.values:
             if name in frame.given:
-                self.owner.read.append(frame.given[name])
+                self.owner.read[frame.given[name]] = None
             return frame.values[name]
         found = self.owner.lookup(name, frame, span)
         return self.tensor(name, span, frame) if found is UNKNOWN else found

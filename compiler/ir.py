@@ -145,6 +145,23 @@ def called(item: Node) -> tuple[Block, ...]:
     return (block,) if isinstance(block, Block) else ()
 
 
+def layers_of_blocks(module: Module) -> dict[str, tuple[int, ...]]:
+    """In which layers each block is run."""
+    found: dict[str, set[int]] = {}
+
+    def visit(block: Block, layer: int) -> None:
+        found.setdefault(block.name, set()).add(layer)
+        for item in topological(block.roots):
+            for inner in called(item):
+                visit(inner, layer)
+
+    for item in topological(module.roots):
+        if item.op == "layers":
+            for layer, block in item["table"]:
+                visit(block, layer)
+    return {name: tuple(sorted(layers)) for name, layers in found.items()}
+
+
 def topological(roots: Iterable[Node], known: Container[Node] = ()) -> list[Node]:
     """Every node reachable from the roots, operands before users, in a stable order; none that is `known`, nor
     what only those need."""

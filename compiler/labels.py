@@ -17,12 +17,11 @@ from collections.abc import Iterator
 
 from .dims import symbol
 from .ir import Module, Node, topological
-from .ops import OPS
-from .values import bare
+from .ops import OPS, weight_below
+from .values import bare, stem
 
-_UNSEEN = frozenset({"const", "weight", "dequant", "position", "cache_write"})
+_UNSEEN = frozenset({"const", "weight", "dequant", "pack", "position", "cache_write"})
 _T = symbol("T")
-_SHOWS = frozenset({"slice", "reshape", "dequant"})
 
 
 def labels(module: Module) -> dict[str, Node]:
@@ -39,7 +38,7 @@ def labels(module: Module) -> dict[str, Node]:
         names = dict.fromkeys(_labels(item, module, results))
         if not names:
             layer, block = module.places.get(item, (None, "main"))
-            base = f"{_scope(layer)}{_stem(block)}.{item.op}"
+            base = f"{_scope(layer)}{stem(block)}.{item.op}"
             counts[base] += 1
             names = {f"{base}.{counts[base]}": None}
         for name in names:
@@ -67,7 +66,7 @@ def _labels(item: Node, module: Module, results: dict[Node, list[str]]) -> Itera
     layer, block = module.places.get(item, (None, "main"))
     name = module.names.get(item)
     if name is not None:
-        yield f"{_scope(layer)}{_stem(block)}.{name.removesuffix(f'.{layer}')}"
+        yield f"{_scope(layer)}{stem(block)}.{name.removesuffix(f'.{layer}')}"
     yield from results.get(item, ())
     for arg in item.args:
         weight = _weight_of(arg)
@@ -89,7 +88,7 @@ def _results(module: Module) -> dict[Node, list[str]]:
         found[module.outputs[0]].append("main")
     for (layer, block), item in last.items():
         if item not in module.outputs:
-            found[item].append(f"{_scope(layer)}{_stem(block)}")
+            found[item].append(f"{_scope(layer)}{stem(block)}")
     return found
 
 
@@ -97,16 +96,11 @@ def _scope(layer: int | None) -> str:
     return "" if layer is None else f"blk.{layer}."
 
 
-def _stem(block: str) -> str:
-    """A block's name without its kind: `attention.local.2` is `attention`."""
-    return block.split(".", 1)[0]
-
-
 def _weight_of(item: Node) -> Node | None:
     """The tensor that a value shows, or makes together with numbers alone: `1 + w` is w's."""
-    while item.op in _SHOWS or "elementwise" in OPS[item.op].traits:
+    while (weight := weight_below(item)) is None:
         made_of = [arg for arg in item.args if arg.op != "const"]
-        if len(made_of) != 1:
+        if not OPS[item.op].traits & {"shows", "elementwise"} or len(made_of) != 1:
             return None
         item = made_of[0]
-    return item if item.op == "weight" else None
+    return weight

@@ -11,6 +11,7 @@ Traits, which rewrites and backends go by:
 * `row`: acts on each row of the last axis alone;
 * `token`: row t of the result needs only row t of those operands that have a row for each token;
 * `view`: the same elements, or some of them, without moving any;
+* `shows`: the numbers of its operand, or some of them: what shows a weight is the file's as much as the weight is;
 * `leaf`: has no operands; `effect`: writes a cache;
 * `structure`: exists in block form, or inside fused nodes, only.
 """
@@ -33,6 +34,7 @@ from .optable import (
     need,
     node,
     op,
+    weight_below,
     with_args,
 )
 
@@ -58,5 +60,6 @@ __all__ = [
     "rounded",
     "rows",
     "structure",
+    "weight_below",
     "with_args",
 ]

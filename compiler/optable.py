@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -96,7 +97,7 @@ class Op:
     body: Callable[..., Node] | None
     doc: str
 
-    @property
+    @cached_property
     def arity(self) -> tuple[int, int]:
         """The least and the most operands."""
         if self.operands and self.operands[-1].endswith("*"):
@@ -106,7 +107,7 @@ class Op:
 
 REQUIRED = object()
 OPS: dict[str, Op] = {}
-TRAITS = frozenset({"elementwise", "row", "token", "view", "leaf", "effect", "structure"})
+TRAITS = frozenset({"elementwise", "row", "token", "view", "shows", "leaf", "effect", "structure"})
 
 
 def everything(out: tuple[int, ...], *args: tuple[int, ...]) -> list[int]:
@@ -155,9 +156,9 @@ def node(name: str, /, *args: Node, **attrs: Any) -> Node:
         wanted = f"{low}" if low == high else f"{low} to {high}" if high < 1 << 30 else f"at least {low}"
         named = f" ({', '.join(declared.operands)})" if declared.operands else ""
         raise TypeRuleError(f"{name} takes {wanted} operands{named}, not {len(args)}")
-    unknown = set(attrs) - set(declared.attrs)
-    if unknown:
-        raise TypeRuleError(f"{name} has no attribute {', '.join(sorted(unknown))}")
+    if not attrs.keys() <= declared.attrs.keys():
+        unknown = sorted(attrs.keys() - declared.attrs.keys())
+        raise TypeRuleError(f"{name} has no attribute {', '.join(unknown)}")
     full = {key: attrs.get(key, default) for key, default in declared.attrs.items()}
     missing = [key for key, value in full.items() if value is REQUIRED]
     if missing:
@@ -171,10 +172,19 @@ def attributes(item: Node) -> dict[str, Any]:
     return {**OPS[item.op].attrs, **dict(item.attrs)}
 
 
+def weight_below(item: Node) -> Node | None:
+    """The weight that a node is, or shows the numbers of: sliced, reshaped, packed or as f32."""
+    while "shows" in OPS[item.op].traits:
+        item = item.args[0]
+    return item if item.op == "weight" else None
+
+
 def with_args(item: Node, args: tuple[Node, ...], **attrs: Any) -> Node:
     """The same op on other operands (and attributes)."""
     if args == item.args and not attrs:
         return item
+    if not attrs and [arg.type for arg in args] == [arg.type for arg in item.args]:
+        return intern_node(item.op, args, item.attrs, item.type)  # as was checked when the node was made
     return node(item.op, *args, **{**dict(item.attrs), **attrs})
 
 

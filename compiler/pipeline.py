@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from briolette.spec.syntax import Architecture
 
@@ -18,12 +18,13 @@ from .rules.cache import cache_dtype
 from .rules.copies import copies
 from .rules.fuse import fuse
 from .rules.head import last_token
+from .rules.integers import Integers, products
 from .rules.simplify import ANGLES, SIMPLIFY
 from .unroll import bind, unroll
 from .verify import verify
 
 Watcher = Callable[[str, Module], Watch]
-STAGES = ("elaborated", "unrolled", "bound", "simplified", "head", "angles", "cache", "fused")
+STAGES = ("elaborated", "unrolled", "bound", "simplified", "head", "angles", "cache", "integers", "fused")
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,23 @@ class Form:
     """Which program is wanted of a model.
 
     `tokens` is a fixed number of tokens a step (1 for decoding) or None for any; `logits` is "last" or
-    "all"; `cache` the element type of the KV cache.
+    "all"; `cache` the element type of the KV cache; `integers`, which products are made in integers.
     """
 
     tokens: int | None = None
     logits: str = "last"
     cache: str = "f32"
+    integers: Integers | None = None
+
+
+FORMS = {"decode": Form(tokens=1), "prefill": Form(), "all": Form(logits="all")}
+
+
+def form_named(name: str, cache: str = "f32", integers: Integers | None = None) -> Form:
+    """A form by its name. Raises BrioletteError where there is none of that name."""
+    if name not in FORMS:
+        raise BrioletteError(f"there is no form `{name}`; there are {', '.join(FORMS)}")
+    return replace(FORMS[name], cache=cache, integers=integers)
 
 
 @dataclass
@@ -84,6 +96,7 @@ def optimise(module: Module, form: Form, trace: Trace | None = None, watcher: Wa
     run("head", narrowing)
     run("angles", lambda m, hits, watch: rewrite(m, ANGLES, hits, watch))
     run("cache", lambda m, hits, watch: rewrite(m, cache_dtype(form.cache), hits, watch))
+    run("integers", lambda m, hits, watch: rewrite(m, products(form.integers), hits, watch))
     run("fused", fusing)
     return module
 

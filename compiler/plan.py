@@ -15,7 +15,7 @@ from .ops import OPS
 
 ALIGN = 64
 SIZES = {"f32": 4, "i32": 4}
-LEAVES = frozenset({"const", "weight", "dequant", "tokens", "position"})  # a `dequant` is made at load
+LEAVES = frozenset({"const", "weight", "dequant", "pack", "tokens", "position"})  # dequant and pack are made at load
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _lifetimes(module: Module, waves: dict[Node, int]) -> dict[Node, tuple[int, 
 
 def _place(values: list[tuple[Node, int, int]], rows: int) -> tuple[dict[Node, Buffer], int]:
     """Largest first, each at the lowest offset where nothing alive at the same time lies."""
-    sized = [(n, _align(SIZES[n.type.dtype] * evaluate(product(n.shape), {"T": rows})), a, z) for n, a, z in values]
+    sized = [(n, _align(_bytes(n, rows)), a, z) for n, a, z in values]
     placed: list[Buffer] = []
     for item, size, first, last in sorted(sized, key=lambda v: -v[1]):
         offset = 0
@@ -129,6 +129,20 @@ def _place(values: list[tuple[Node, int, int]], rows: int) -> tuple[dict[Node, B
         placed.append(Buffer(item, offset, size, first, last))
     arena = max((b.offset + b.bytes for b in placed), default=0)
     return {b.node: b for b in placed}, arena
+
+
+def _bytes(item: Node, rows: int) -> int:
+    """What a result takes. Quantised rows lie in whole tiles, with a scale and sums for each block."""
+    if item.type.dtype == "q8":
+        tile: int = item.get("tile", 1)
+        count = evaluate(product(item.shape[:-1]), {"T": rows})
+        return quantised_bytes(evaluate(item.shape[-1], {}), item.get("bits", 8)) * -(-count // tile) * tile
+    return SIZES[item.type.dtype] * evaluate(product(item.shape), {"T": rows})
+
+
+def quantised_bytes(columns: int, bits: int) -> int:
+    """A quantised row: its integers; a scale and three sums for each block of 32."""
+    return columns * bits // 8 + 4 * 4 * (columns // 32)
 
 
 def _alive(placed: list[Buffer], first: int, last: int) -> Iterator[Buffer]:

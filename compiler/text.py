@@ -22,12 +22,9 @@ from .dims import Affine, Dim, parse_dim
 from .errors import BrioletteError
 from .header import TensorInfo
 from .ir import Block, Module, Node, Type, topological
-from .ops import OPS, TypeRuleError, node
+from .ops import OPS, TypeRuleError, node, weight_below
 
 Found = TypeVar("Found")
-
-_INLINE = {"const", "weight"}
-_INLINE_OVER_WEIGHT = {"dequant", "slice"}
 
 
 def print_module(module: Module, tensors: bool = True) -> str:
@@ -72,7 +69,7 @@ class _Printer:
     def body(self, effects: tuple[Node, ...], results: tuple[Node, ...]) -> Iterator[str]:
         for item, name, expression in self.statements((*effects, *results)):
             text = f"  {name} = {expression} : {item.type}"
-            where = [f"{_file(span.file)}:{span.line}" for span in self.module.origins.get(item, ())]
+            where = [span.place for span in self.module.origins.get(item, ())]
             yield f"{text}   # {', '.join(dict.fromkeys(where[:3]))}" if where else text
         if effects:
             yield "  effect " + ", ".join(map(self.operand, effects))
@@ -103,13 +100,7 @@ class _Printer:
 
 
 def _inline(item: Node) -> bool:
-    while item.op in _INLINE_OVER_WEIGHT and item.args[0].op in (*_INLINE_OVER_WEIGHT, "weight"):
-        item = item.args[0]
-    return item.op in _INLINE
-
-
-def _file(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
+    return item.op == "const" or weight_below(item) is not None
 
 
 def _dims(shape: Iterable[Dim]) -> str:
@@ -137,6 +128,13 @@ def attribute_text(value: Any) -> str:
         case tuple():
             return "(" + "".join(f"{attribute_text(item)}, " for item in value).rstrip() + ")"
     raise TypeError(f"no text for {value!r}")
+
+
+def plain(value: object) -> str:
+    """An attribute for people: texts without quotes, numbers with six digits."""
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e9 else f"{value:.6g}"
+    return value if isinstance(value, str) else attribute_text(value)
 
 
 def layer_ranges(layers: Iterable[int]) -> str:

@@ -73,8 +73,13 @@ def describe(value: Any) -> str:
 
 
 def bare(tensor: str) -> str:
-    """A tensor's name as a spec writes it."""
-    return re.sub(r"^blk\.\d+\.|\.weight$", "", tensor)
+    """A tensor's name as a spec writes it: `attn_q` of `blk.3.attn_q.weight`, and of `blk.{i}.attn_q.weight`."""
+    return re.sub(r"^blk\.(?:\d+|\{i\})\.|\.weight$", "", tensor)
+
+
+def stem(block: str) -> str:
+    """A block's name without its kind and version: `attention.local.2` is `attention`."""
+    return block.split(".", 1)[0]
 
 
 def shape_of(value: Node) -> str:

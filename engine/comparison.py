@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from briolette.backends.formats import element_bytes
 from briolette.compiler.cost import Costs, kv_token_bytes
-from briolette.compiler.diffing.hunks import Hunk, Section, sections
-from briolette.compiler.diffing.script import difference
-from briolette.compiler.diffing.tables import Row, TensorRow, kind_rows, param_rows, tensor_rows
+from briolette.compiler.diffing.hunks import Hunk, Section, rounding_differs, sections
+from briolette.compiler.diffing.script import Difference, difference
+from briolette.compiler.diffing.tables import Row, TensorRow, kind_rows, param_rows, renamed_rows, tensor_rows
 from briolette.compiler.ir import Module
 from briolette.compiler.text import layer_ranges
 from briolette.compiler.unfuse import kernels, unfused
@@ -22,6 +22,7 @@ from briolette.spec.errors import Span
 
 from .subjects import Subject
 
+MANY = 6  # names of blocks that a person reads
 CONTEXT = 4096  # positions that a token attends to, where costs are told
 
 
@@ -33,7 +34,10 @@ class Comparison:
     about: tuple[str, str]
     form: str
     one_spec: bool  # two versions of one architecture, or one twice
+    wordings: frozenset[str]  # of the lines of the first one's spec
     same: bool
+    notes: tuple[str, ...]  # what the comparison leaves out
+    renamed: list[Row]
     params: list[Row]
     kinds: list[Row]
     sections: tuple[Section, ...]
@@ -47,14 +51,25 @@ def compare(a: Subject, b: Subject) -> Comparison:
     ours, theirs = a.module, b.module
     if ours.form != theirs.form:
         ours, theirs = a.unrolled(), b.unrolled()
-    same = difference(ours, theirs).same
-    found = _sections(unfused(ours, *a.before), unfused(theirs, *b.before))
+    notes = []
+    if bool(ours.tensors) != bool(theirs.tensors):
+        bare = b.name if ours.tensors else a.name
+        notes.append(f"{bare} was printed without its table of tensors, so tensors are left out: show --full prints it")
+        ours, theirs = replace(ours, tensors=()), replace(theirs, tensors=())
+    theirs = _in_order_of(ours, theirs)
+    change = difference(ours, theirs)
+    if rounding_differs(change):
+        notes.append("some constants differ only by rounding: they are the same number in f32, and are not shown")
+    found = _sections(change, (ours, theirs), (unfused(ours, *a.before), unfused(theirs, *b.before)))
     return Comparison(
         (a.name, b.name),
         (a.about, b.about),
         theirs.form,
         ours.name == theirs.name,
-        same,
+        _wordings(a.module),
+        change.same,
+        tuple(notes),
+        renamed_rows(change, ours, theirs),
         param_rows(ours, theirs),
         kind_rows(ours, theirs),
         found,
@@ -64,15 +79,22 @@ def compare(a: Subject, b: Subject) -> Comparison:
     )
 
 
-def _sections(a: Module, b: Module) -> tuple[Section, ...]:
-    """What differs but for how ops are grouped into kernels."""
-    return sections(difference(a, b), a, b)
+def _in_order_of(a: Module, b: Module) -> Module:
+    """The second module with its tensors in the order of the first: where they lie in a file is no difference."""
+    place = {tensor.name: at for at, tensor in enumerate(a.tensors)}
+    return replace(b, tensors=tuple(sorted(b.tensors, key=lambda tensor: place.get(tensor.name, len(place)))))
+
+
+def _sections(change: Difference, whole: tuple[Module, Module], opened: tuple[Module, Module]) -> tuple[Section, ...]:
+    """What differs but for how ops are grouped into kernels: where there are none, what differs at all."""
+    return sections(change if opened == whole else difference(*opened), *opened)
 
 
 def _beside(
     before: Mapping[str, float | None], after: Mapping[str, float | None]
 ) -> list[tuple[str, float | None, float | None]]:
-    return [(name, before.get(name), after.get(name)) for name in dict.fromkeys((*before, *after))]
+    rows = [(name, before.get(name), after.get(name)) for name in dict.fromkeys((*before, *after))]
+    return [row for row in rows if row[1:] != (None, None)]
 
 
 def _costs(module: Module) -> dict[str, float | None]:
@@ -100,15 +122,20 @@ def _lines(file: str) -> tuple[str, ...]:
         return ()
 
 
-def place(span: Span) -> str:
-    """`gemma4.arch:53`."""
-    return f"{Path(span.file).name}:{span.line}"
-
-
 def spec_line(span: Span) -> str:
     """The text of a spec line, if it can be found."""
     lines = _lines(span.file)
-    return re.sub(r" +#", "  #", lines[span.line - 1].strip()) if 0 < span.line <= len(lines) else ""
+    return _wording(lines[span.line - 1]) if 0 < span.line <= len(lines) else ""
+
+
+def _wording(line: str) -> str:
+    return re.sub(r" +#", "  #", line.strip())
+
+
+def _wordings(module: Module) -> frozenset[str]:
+    """The lines of the spec that a program comes from."""
+    files = {span.file for spans in module.origins.values() for span in spans}
+    return frozenset(_wording(line) for file in files for line in _lines(file))
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
@@ -119,6 +146,8 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "after": {"name": found.names[1], "about": found.about[1]},
         "form": found.form,
         "same": found.same,
+        "notes": list(found.notes),
+        "renamed": [asdict(row) for row in found.renamed],
         "params": [asdict(row) for row in found.params],
         "kinds": [asdict(row) for row in found.kinds],
         "sections": [
@@ -135,7 +164,7 @@ def _hunk(hunk: Hunk, found: Comparison) -> dict[str, Any]:
     return {
         "before": _spec(hunk.before),
         "after": _spec(hunk.after),
-        "causes": [_spec(span) for span in causes(hunk, found)],
+        "causes": [{**_cause(span), "changed": mark == "+"} for mark, span in causes(hunk, found)],
         "blocks": list(hunk.blocks),
         "layers": list(hunk.layers),
         "lines": [asdict(line) for line in hunk.lines],
@@ -143,21 +172,29 @@ def _hunk(hunk: Hunk, found: Comparison) -> dict[str, Any]:
 
 
 def _spec(span: Span | None) -> dict[str, Any] | None:
-    if span is None:
-        return None
-    return {"file": Path(span.file).name, "line": span.line, "text": spec_line(span)}
+    return None if span is None else _cause(span)
 
 
-def causes(hunk: Hunk, found: Comparison) -> list[Span]:
-    """Lines behind a hunk that are worded differently, where two versions of one architecture are compared."""
+def _cause(span: Span) -> dict[str, Any]:
+    return {"file": span.name, "line": span.line, "text": spec_line(span)}
+
+
+def causes(hunk: Hunk, found: Comparison) -> list[tuple[str, Span]]:
+    """Lines behind a hunk, where two versions of one architecture are compared: those worded differently (+), and,
+    where the hunk's own line is, unchanged ones that it newly rests on (>)."""
     if not found.one_spec:
         return []
     known = {spec_line(span) for span in (*hunk.behind[0], *(s for s in (hunk.before, hunk.after) if s))}
-    return [span for span in hunk.behind[1] if spec_line(span) not in known]
+    behind = [span for span in hunk.behind[1] if spec_line(span) not in known]
+    marked = [(">" if spec_line(span) in found.wordings else "+", span) for span in behind]
+    own = hunk.after is not None and spec_line(hunk.after) not in found.wordings
+    return [(mark, span) for mark, span in marked if mark == "+" or own]
 
 
 def where(hunk: Hunk) -> str:
     """Of which kinds and layers a hunk tells."""
-    kinds = [".".join(name.split(".")[1:]) for name in hunk.blocks]
+    kinds = [name.partition(".")[2] for name in hunk.blocks]
+    if len(kinds) > MANY:  # versions of kinds: those of a line that is another in every layer
+        kinds = list(dict.fromkeys(kind.partition(".")[0] for kind in kinds))
     layers = f"layers {layer_ranges(hunk.layers)}" if len(hunk.layers) > 1 else f"layer {layer_ranges(hunk.layers)}"
     return ": ".join(part for part in (", ".join(filter(None, kinds)), layers if hunk.layers else "") if part)

@@ -174,12 +174,23 @@ class GgufFile:
         data, start, length = self._places[name]
         return data[start : start + length]
 
+    def forget(self, name: str) -> None:
+        """Lets the system have the pages of a tensor, which has been copied. Reading it again maps them again."""
+        data, start, length = self._places[name]
+        mapped = data.base.obj if isinstance(data.base, memoryview) else data.base
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        whole = (start + length - first) // mmap.PAGESIZE * mmap.PAGESIZE
+        if isinstance(mapped, mmap.mmap) and whole > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED, first, whole)
+
 
 def open_gguf(path: str | Path) -> GgufFile:
     """Open a GGUF model; any shard of a split one opens them all.
 
     Raises BrioletteError where a file is missing, is no GGUF of version 2 or 3, or is damaged.
     """
+    if not str(path):
+        raise BrioletteError("the name of the model is empty; give a GGUF file")
     path = Path(path)
     if not (matched := _SHARD.fullmatch(path.name)):
         opened = _read(path)
@@ -232,7 +243,7 @@ def _read(path: Path) -> GgufFile:
             size = file.seek(0, 2)
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     except FileNotFoundError:
-        raise BrioletteError(f"{path}: there is no such file; check the path") from None
+        raise BrioletteError(f"{path}: {_missing(str(path))}") from None
     except (OSError, ValueError) as error:
         raise BrioletteError(f"{path}: the file cannot be read ({error}); check its permissions") from None
     if data[:4] != b"GGUF":
@@ -240,6 +251,19 @@ def _read(path: Path) -> GgufFile:
         raise BrioletteError(f"{path}: this is not a GGUF file ({found}); give a model in GGUF format")
     assert isinstance(data, mmap.mmap)
     return _Reader(path, data).file()
+
+
+def _missing(name: str) -> str:
+    """What to do about a file that is not there, which may be meant as the name of an architecture."""
+    from briolette.spec.syntax import shipped
+
+    name, known = name.partition("@")[0], list(shipped())
+    if name in known:
+        return f"this is an architecture, and a model file is wanted here; give a GGUF file and --spec {name}"
+    if near := difflib.get_close_matches(name.lower(), known):
+        meant = f"if an architecture is meant, {' or '.join(f'`{one}`' for one in near)}"
+        return f"there is no such file; check the path, or, {meant}, which `show` and `diff` take by name"
+    return "there is no such file; check the path"
 
 
 class _Reader:

@@ -45,11 +45,11 @@ class MemoryPlan:
 
     weights: tensors read whole, where they lie in the mapped file. tables: tensors in it that are only looked
     up in; looked_up: pages of theirs that a full context of different tokens touches, at most. decoded: tensors
-    kept as f32 beside the file. kv: by kind of layer. arena: results within a step. scratch: the threads' own.
-    addresses: where native code finds weights and planes. logits: of the last step and the next. metadata: the
-    vocabulary and other keys, in the mapped file. Two estimates: process, of all else (interpreter, libraries,
-    tokenizer, programs), and compiling, of what the run adds that compiles the programs; later runs find them
-    compiled.
+    kept as f32 beside the file; packed: tensors kept in the order of the kernels instead of in the file's. kv: by
+    kind of layer. arena: results within a step. scratch: the threads' own. addresses: where native code finds
+    weights and planes. logits: of the last step and the next. metadata: the vocabulary and other keys, in the mapped
+    file. Two estimates: process, of all else (interpreter, libraries, tokenizer, programs), and compiling, of what
+    the run adds that compiles the programs; later runs find them compiled.
     """
 
     backend: str
@@ -58,6 +58,7 @@ class MemoryPlan:
     looked_up: int
     tables: int
     decoded: int
+    packed: int
     kv: tuple[KvMemory, ...]
     arena: int
     scratch: int
@@ -79,7 +80,7 @@ class MemoryPlan:
     @property
     def allocated(self) -> int:
         """Bytes that the engine takes beside the file."""
-        return self.decoded + self.kv_bytes + self.arena + self.scratch + self.addresses + self.logits
+        return self.decoded + self.packed + self.kv_bytes + self.arena + self.scratch + self.addresses + self.logits
 
     @property
     def peak(self) -> int:
@@ -109,6 +110,7 @@ class Planner:
             looked_up=looked_up,
             tables=sum(tables.values()),
             decoded=held["decoded"],
+            packed=held.get("packed", 0),
             kv=self._by_kind(taken.planes),
             arena=held["arena"] + taken.passing,
             scratch=held["scratch"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from briolette.backends.base import Engine, Options, Weights
+from briolette.backends.base import PREFILL, WEIGHTS, Engine, Options, Weights
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header
 from briolette.compiler.ir import Module
@@ -60,22 +60,36 @@ def load(
     spec: str | Path | syntax.Architecture | None = None,
     context: int | None = None,
     chunk: int = 256,
+    weights: str | None = None,
+    prefill: str = "exact",
 ) -> Model:
     """Opens a GGUF file and compiles its architecture against it.
 
     path: the file, or any shard of a split one. backend: "cpu" or "reference". kv: element type of the KV
     cache, "f32", "f16" or "bf16" (by default f32 where the weights are, else f16). threads: by default one a
     core. spec: an architecture file instead of the shipped one. context: the most positions of a sequence.
-    chunk: tokens a prefill step takes. Raises BrioletteError for what cannot be opened, read or compiled.
+    chunk: tokens a prefill step takes. weights: where the file's are quantised, "packed" puts them in the order of the
+    fastest kernels, which multiply in integers, and "mapped" reads them where they lie and multiplies in f32 (by
+    default the first, on a processor that has instructions for it). prefill: with packed weights, "exact" rounds the
+    activations of a prompt to 16 bits, "fast" to 8. Raises BrioletteError for what cannot be opened, read or compiled.
     """
     file = open_gguf(path)
     tree = architecture(spec, file.header)
     module = front(tree, file.header)
-    return Model(file, tree, module, backend, options_for(file.header, module, kv, threads, context, chunk))
+    chosen = backend_named(backend).default_weights() if weights is None else weights
+    options = options_for(file.header, module, kv, threads, context, chunk, chosen, prefill)
+    return Model(file, tree, module, backend, options)
 
 
 def options_for(
-    header: Header, module: Module, kv: str | None, threads: int | None, context: int | None, chunk: int
+    header: Header,
+    module: Module,
+    kv: str | None,
+    threads: int | None,
+    context: int | None,
+    chunk: int,
+    weights: str = "mapped",
+    prefill: str = "exact",
 ) -> Options:
     """Checked engine options, with defaults that suit the file and the machine."""
     if kv is None:
@@ -88,7 +102,10 @@ def options_for(
     for name, value in (("threads", threads), ("context", context), ("chunk", chunk)):
         if not isinstance(value, int) or value < 1:
             raise BrioletteError(f"{name} must be a positive number, not {value!r}")
-    return Options(context=context, cache=kv, threads=threads, chunk=min(chunk, context))
+    for what, value, known in (("weights are", weights, WEIGHTS), ("prefill is", prefill, PREFILL)):
+        if value not in known:
+            raise BrioletteError(f"{what} {' or '.join(known)}, not `{value}`")
+    return Options(context, kv, threads, min(chunk, context), weights, prefill)
 
 
 def context_length(header: Header) -> int | None:
@@ -112,14 +129,16 @@ def compile(
     threads: int | None = None,
     context: int | None = None,
     chunk: int = 256,
+    weights: str | None = None,
 ) -> Engine:
     """An engine for an architecture and a model file; with a `Header` alone it compiles but has no weights to run."""
     file = open_gguf(source) if isinstance(source, str | Path) else source
     header = file if isinstance(file, Header) else file.header
     module = front(architecture(spec, header), header)
-    options = options_for(header, module, kv, threads, context, chunk)
-    weights = Weights(_no_weights) if isinstance(file, Header) else Weights(file.tensor_bytes)
-    return backend_named(backend).compile(module, weights, options)
+    chosen = backend_named(backend).default_weights() if weights is None else weights
+    options = options_for(header, module, kv, threads, context, chunk, chosen)
+    stored = Weights(_no_weights) if isinstance(file, Header) else Weights(file.tensor_bytes, file.forget)
+    return backend_named(backend).compile(module, stored, options)
 
 
 def _no_weights(name: str) -> NDArray[np.uint8]:
@@ -168,7 +187,7 @@ class Model:
 
     @cached_property
     def engine(self) -> Engine:
-        return self.backend.compile(self.module, Weights(self.file.tensor_bytes), self.options)
+        return self.backend.compile(self.module, Weights(self.file.tensor_bytes, self.file.forget), self.options)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -206,10 +225,13 @@ class Model:
         self.cached = list(ids)
         return result
 
-    def values(self, ids: Sequence[int], wanted: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
+    def values(
+        self, ids: Sequence[int], wanted: Iterable[str] | None = None, last: Mapping[str, int] | None = None
+    ) -> dict[str, NDArray[Any]]:
         """Named values (all of them, or those of some labels) of one pass over tokens in a fresh context.
 
-        Labels are those of `compiler.labels`; values are float32, or int32 where they are ids, [T, ...].
+        Labels are those of `compiler.labels`; values are float32, or int32 where they are ids, [T, ...]. Of labels in
+        `last`, only the values of that many of the last tokens.
         """
         known = per_token(self.module)
         shown = (label for label in shown_labels(self.module).values() if label in known)
@@ -220,7 +242,8 @@ class Model:
         ids = self._checked(ids)
         self.cached = []
         nodes = list(dict.fromkeys(known[label] for label in chosen))
-        found = dict(zip(nodes, self.engine.values(ids, nodes), strict=True))
+        rows = {known[label]: count for label, count in (last or {}).items()}
+        found = dict(zip(nodes, self.engine.values(ids, nodes, rows), strict=True))
         return {label: found[known[label]] for label in chosen}
 
     def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:

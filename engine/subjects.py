@@ -6,15 +6,15 @@ architecture is compiled for a model file's sizes, or for the example sizes that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.example import example
 from briolette.compiler.header import Header
 from briolette.compiler.ir import Module
-from briolette.compiler.pipeline import STAGES, Form, Trace, front, optimise
+from briolette.compiler.pipeline import STAGES, Form, Trace, form_named, front, optimise
 from briolette.compiler.text import parse_module
 from briolette.compiler.unroll import unroll
 from briolette.compiler.verify import verify
@@ -23,8 +23,9 @@ from briolette.spec import syntax
 from .gguf import open_gguf
 from .model import architecture, options_for
 
+STANDARD_INPUT = ("-", "/dev/stdin")
+BEGINNING = b"module "  # of printed IR
 LAST = "optimised"  # another name for the last stage
-FORMS = ("decode", "prefill", "all")
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,13 @@ def subject(text: str, on: str | None = None, form: str = "decode", kv: str | No
 
     Raises BrioletteError for what cannot be found, read or compiled, and for stages that do not exist.
     """
-    if form not in FORMS:
-        raise BrioletteError(f"there is no form `{form}`; there are {', '.join(FORMS)}")
-    name, stage = _split(text)
+    wanted = form_named(form)
+    name, stage = parted(text)
     path = Path(name)
     if is_architecture(name):
-        return _compiled(text, *sized(name, on), stage, form, kv)
+        return _compiled(text, *sized(name, on), stage, wanted, kv)
+    if name in STANDARD_INPUT or path.is_fifo():
+        return _piped(name, stage)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "is no file"
         known = ", ".join(syntax.shipped())
@@ -67,21 +69,40 @@ def subject(text: str, on: str | None = None, form: str = "decode", kv: str | No
     if _is_ir(path):
         if stage is not None:
             raise BrioletteError(f"{name} is printed IR, which is at the stage it was printed at: leave @{stage} out")
-        return _parsed(text, path)
+        return _parsed(text, path.read_bytes())
     header = open_gguf(path).header
-    return _compiled(text, architecture(None, header), header, stage, form, kv)
+    return _compiled(text, architecture(None, header), header, stage, wanted, kv)
 
 
-def _split(text: str) -> tuple[str, str | None]:
-    """`NAME@STAGE` in its two parts."""
+def two(a: str, b: str, on: str | None, form: str, kv: str | None) -> tuple[Subject, Subject]:
+    """Two programs to compare. Raises BrioletteError as `subject` does, and where neither is for `on`'s sizes."""
+    found = subject(a, on, form, kv), subject(b, on, form, kv)
+    if on is not None:
+        wanted = open_gguf(on).header.architecture
+        if not any(side.module.name == wanted and is_architecture(parted(side.name)[0]) for side in found):
+            raise BrioletteError(
+                f"--on {on} is a model of {wanted}, and neither {a} nor {b} is an architecture file of that: leave "
+                f"--on out, or compare with {wanted}"
+            )
+    return found
+
+
+def parted(text: str) -> tuple[str, str | None]:
+    """`NAME@STAGE` in its two parts. Raises BrioletteError where nothing or no stage is named."""
+    if not text:
+        raise BrioletteError("the name of a program is empty; give a GGUF file, an .arch file or a shipped one's name")
     name, at, stage = text.rpartition("@")
     if not at or Path(text).exists():
         return text, None
-    if stage not in (*STAGES, LAST):
-        raise BrioletteError(
-            f"{text}: there is no stage `{stage}`; there are {', '.join(STAGES)}, and {LAST} (the last)"
-        )
-    return name, STAGES[-1] if stage == LAST else stage
+    return name, stage_named(stage)
+
+
+def stage_named(name: str) -> str:
+    """A stage by its name, the last also as `optimised`. Raises BrioletteError where there is none of that name."""
+    stage = STAGES[-1] if name == LAST else name
+    if stage not in STAGES:
+        raise BrioletteError(f"there is no stage `{name}`; there are {', '.join(STAGES)}, and {LAST} (the last)")
+    return stage
 
 
 def is_architecture(name: str) -> bool:
@@ -107,33 +128,40 @@ def sized(name: str, on: str | None = None) -> tuple[syntax.Architecture, Header
 
 
 def _compiled(
-    name: str, tree: syntax.Architecture, header: Header, stage: str | None, form: str, kv: str | None
+    name: str, tree: syntax.Architecture, header: Header, stage: str | None, form: Form, kv: str | None
 ) -> Subject:
     trace = Trace()
     module = front(tree, header, trace)
     wanted = stage or STAGES[0]
+    cache = options_for(header, module, kv, None, None, 256).cache
     if wanted not in trace.modules:
-        optimise(module, form_of(form, options_for(header, module, kv, None, None, 256).cache), trace)
+        optimise(module, replace(form, cache=cache), trace)
     about = str(header.metadata.get("general.name") or header.source)
     stages = list(trace.modules)
     before = tuple(trace.modules[earlier] for earlier in stages[: stages.index(wanted)])
     return Subject(name, about, wanted, trace.modules[wanted], header, before)
 
 
-def form_of(name: str, cache: str) -> Form:
-    """What `decode`, `prefill` and `all` stand for."""
-    forms: dict[str, dict[str, Any]] = {"decode": {"tokens": 1}, "prefill": {}, "all": {"logits": "all"}}
-    return Form(**forms[name], cache=cache)
-
-
 def _is_ir(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(7) == b"module "
+        return file.read(len(BEGINNING)) == BEGINNING
 
 
-def _parsed(name: str, path: Path) -> Subject:
+def _piped(name: str, stage: str | None) -> Subject:
+    """Printed IR from a pipe, which can be read once."""
+    told = "standard input" if name in STANDARD_INPUT else name
+    content = sys.stdin.buffer.read() if name in STANDARD_INPUT else Path(name).read_bytes()
+    if not content.startswith(BEGINNING):
+        what = "does not begin as printed IR" if content else "is empty"
+        raise BrioletteError(f"{told} {what}; only IR as `show` prints it can come from there, and only once")
+    if stage is not None:
+        raise BrioletteError(f"{told} is printed IR, which is at the stage it was printed at: leave @{stage} out")
+    return _parsed(told, content)
+
+
+def _parsed(name: str, content: bytes) -> Subject:
     try:
-        module = parse_module(path.read_text(encoding="utf-8"))
+        module = parse_module(content.decode())
         if module.tensors or module.form == "blocks":
             verify(module)
     except UnicodeDecodeError:

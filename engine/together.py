@@ -17,18 +17,15 @@ from numpy.typing import NDArray
 
 from briolette.compiler.interp import Interpreter
 from briolette.compiler.ir import Node, topological
-from briolette.compiler.ops import OPS, attributes
+from briolette.compiler.ops import OPS, attributes, weight_below
 
 Array = NDArray[Any]
 BETWEEN = 2**-20  # of ranks: room for as many matrices between two of the first program's
-_PARTS = frozenset({"slice", "reshape", "dequant"})  # of a tensor: the file's as much as the tensor itself
 
 
 def stored(item: Node) -> bool:
     """Whether a value is a tensor of the file, or a part of one."""
-    while item.op in _PARTS:
-        item = item.args[0]
-    return item.op == "weight"
+    return weight_below(item) is not None
 
 
 class Together:

@@ -26,6 +26,16 @@ class Span:
     def __str__(self) -> str:
         return f"{self.file}:{self.line}:{self.col}"
 
+    @property
+    def name(self) -> str:
+        """The file without its folder."""
+        return self.file.rsplit("/", 1)[-1]
+
+    @property
+    def place(self) -> str:
+        """`file.arch:53`."""
+        return f"{self.name}:{self.line}"
+
 
 class SpecError(BrioletteError):
     """A mistake in an architecture file, shown with its line and carets."""

@@ -212,7 +212,7 @@ def test_the_python_interface():
 def test_greedy_tokens_of_gemma_3(gemma3_path):
     """64 tokens of ten prompts. Our logits are within 3e-5 of transformers', whose two best are never closer than
     0.0026: there are no ties to excuse a difference."""
-    model = briolette.load(gemma3_path, kv="f32", context=256)
+    model = briolette.load(gemma3_path, kv="f32", context=256, weights="mapped")
     for case in json.loads((HERE / "golden" / "greedy_gemma3.json").read_text(encoding="utf-8")):
         prompt, wanted, found = model.tokenize(case["text"]), case["gen"], []
         assert prompt == case["ids"]

@@ -16,7 +16,7 @@ from briolette.compiler.plan import Plan, base, writes_cache
 from briolette.compiler.views import heads_lie_together, view_of
 
 from .build import I64, PTR, VOID, Build, Target, Value
-from .kernels import Place, linear, rows, small
+from .kernels import Place, linear, packed, rows, small
 from .kernels.attend import Attend, emit_attend, scratch_bytes
 from .runtime_ir import FIELDS, emit_barrier
 
@@ -60,14 +60,14 @@ def layout_of(plans: Sequence[Plan]) -> Layout:
 def stored(item: Node) -> Node | None:
     """The weight (or decoded small weight) under an operand, or None."""
     item = base(item)
-    return item if item.op in ("weight", "dequant") else None
+    return item if item.op in ("weight", "dequant", "pack") else None
 
 
 def scratch_of(item: Node) -> int:
     """Bytes of scratch a step needs for each thread."""
     if item.op == "attend":
         return scratch_bytes(attend_spec(item))
-    if item.op != "fused":
+    if item.op != "fused" or _quantised(item) is not None:
         return 0
     return (rows_spec(item) if item["family"] == "rows" else linear_spec(item)).scratch_bytes()
 
@@ -211,12 +211,14 @@ class _Program:
         self.b.ir.call(function, args)
 
     def linear(self, item: Node, turn: int) -> None:
-        spec = linear_spec(item)
-        function = self.emitter.kernel(
-            item["family"],
-            kernel_key(item, spec),
-            lambda name: linear.emit_linear(self.module, self.target, name, spec),
-        )
+        spec, quantised = linear_spec(item), _quantised(item)
+
+        def make(name: str) -> ir.Function:
+            if quantised is None:
+                return linear.emit_linear(self.module, self.target, name, spec)
+            return packed.emit_packed(self.module, self.target, name, spec, *quantised)
+
+        function = self.emitter.kernel(item["family"], f"{kernel_key(item, spec)}\n{quantised}", make)
         leading = item.shape[:-2] if spec.experts else item.shape[:-1]
         count = self.size(product(leading))
         args = [self.pointer(arg) for arg in item.args]
@@ -235,6 +237,15 @@ class _Program:
         tid = self.tid if turn == 0 else b.ir.urem(b.add(self.tid, turn), threads)
         args = [self.pointer(arg) for arg in item.args]
         self.call(function, *args, out, capacity, self.scratch, tokens, tid, threads)
+
+    def quantize(self, item: Node) -> None:
+        (x,) = item.args
+        spec = packed.Quantize(_int(x.shape[-1]), view_of(x).row_stride(), *_tile_and_bits(item))
+        function = self.emitter.kernel(
+            "quantize", f"{spec}", lambda name: packed.emit_quantize(self.module, self.target, name, spec)
+        )
+        count = self.size(product(item.shape[:-1]))
+        self.call(function, self.pointer(x), self.pointer(item), count, self.tid, self.fields["threads"])
 
     def attend(self, item: Node) -> None:
         q, k, v, pos = item.args
@@ -320,6 +331,18 @@ def attend_spec(item: Node) -> Attend:
         q_stride=view.strides[0],
         single=q.shape[0] == 1,
     )
+
+
+def _tile_and_bits(item: Node) -> tuple[int, int]:
+    """Of a `quantize`: how many rows lie interleaved, and the bits of an integer."""
+    return item.get("tile", 1), item.get("bits", 8)
+
+
+def _quantised(item: Node) -> tuple[int, int] | None:
+    """The same of a product's input; None where that is no quantised one."""
+    found = {_tile_and_bits(arg) for arg in item.args if arg.op == "quantize"}
+    assert len(found) < 2
+    return found.pop() if found else None
 
 
 def _int(dim: Dim) -> int:

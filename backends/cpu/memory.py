@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 
 from briolette.compiler.dims import evaluate, product
 from briolette.compiler.ir import Module, topological
-from briolette.compiler.pipeline import Form, optimise
+from briolette.compiler.pipeline import Form, form_named, optimise
 from briolette.compiler.plan import Plan, plan
+from briolette.compiler.rules.integers import Integers
 from briolette.compiler.views import View, view_of
 
 from ..base import Memory, Options, PlaneMemory, looked_up, stored_bytes
 from .emit import Layout, Plane, layout_of
+from .kernels.packed import PACKED, ROWS
 from .runtime_ir import CONTEXT_BYTES
 
 DTYPES = {"f32": np.float32, "f16": np.uint16, "bf16": np.uint16}  # 16-bit planes are kept as bits
@@ -31,14 +34,11 @@ COMPILING, COMPILING_NODE = 30 << 20, 24 << 10  # LLVM at work, and for each nod
 GROUPS = {"generate": ("decode", "prefill"), "evaluate": ("all",)}
 
 
-def form_of(name: str, cache: str) -> Form:
+def form_of(name: str, options: Options) -> Form:
     """What is wanted of the compiler for a program: decode, prefill or all."""
-    wanted = {
-        "decode": Form(tokens=1, cache=cache),
-        "prefill": Form(cache=cache),
-        "all": Form(logits="all", cache=cache),
-    }
-    return wanted[name]
+    bits = 8 if options.prefill == "fast" and name != "decode" else 16
+    how = Integers(tuple(PACKED.items()), ROWS, bits) if options.weights == "packed" else None
+    return form_named(name, options.cache, how)
 
 
 def rows_of(name: str, options: Options) -> int:
@@ -81,27 +81,29 @@ def memory(module: Module, cache_type: str) -> Callable[..., Memory]:
     """See `base.Backend.memory`. Programs are optimised once, whatever the options."""
 
     @cache
-    def optimised(form: str) -> Module:
-        return optimise(module, form_of(form, cache_type))
+    def optimised(form: Form) -> Module:
+        return optimise(module, form)
 
     @cache
-    def planned(form: str, rows: int) -> Plan:
+    def planned(form: Form, rows: int) -> Plan:
         return plan(optimised(form), rows)
 
     @cache
-    def laid_out(forms: tuple[tuple[str, int], ...]) -> Layout:
+    def laid_out(forms: tuple[tuple[Form, int], ...]) -> Layout:
         return layout_of([planned(*form) for form in forms])
 
-    rows, nodes = looked_up(module), len(topological(module.roots))
+    nodes = len(topological(module.roots))
 
     def of(options: Options, groups: Sequence[str] = ("generate",)) -> Memory:
         mapped: dict[str, int] = {}
         decoded: dict[str, int] = {}
+        packed: dict[str, int] = {}
         planes: dict[tuple[int, str], PlaneMemory] = {}
         arena = scratch = results = 0
         tables = CONTEXT_BYTES
         for group in groups:
-            forms = tuple((form, rows_of(form, options)) for form in GROUPS[group])
+            wanted = replace(options, cache=cache_type)
+            forms = tuple((form_of(name, wanted), rows_of(name, wanted)) for name in GROUPS[group])
             plans, layout = [planned(*form) for form in forms], laid_out(forms)
             arena += arena_bytes(plans)
             scratch += scratch_bytes(layout, options.threads)
@@ -110,18 +112,21 @@ def memory(module: Module, cache_type: str) -> Callable[..., Memory]:
             for weight in layout.weights:
                 if weight.op == "weight":
                     mapped[weight["name"]] = stored_bytes(weight)
+                elif weight.op == "pack":
+                    packed[weight.args[0]["name"]] = stored_bytes(weight.args[0])
                 else:
                     decoded[weight.args[0]["name"]] = 4 * math.prod(weight.shape)
             planes = {(p.slot, p.plane): plane_memory(p, options) for p in layout.planes} | planes
         return Memory(
             mapped,
-            rows,
+            looked_up(module, packed),
             decoded,
             tuple(planes.values()),
             arena,
             scratch,
             tables,
             results,
+            packed=packed,
             libraries=LIBRARIES,
             compiling=COMPILING + COMPILING_NODE * nodes,
         )

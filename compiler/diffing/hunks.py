@@ -13,10 +13,12 @@ from typing import TypeAlias
 
 from briolette.spec.errors import Span
 
-from ..ir import Block, Module, Node, called, topological
+from ..ir import Block, Module, Node, layers_of_blocks, topological
 from ..ops import OPS
-from ..text import attribute_text
-from .match import BOUNDS, SIZES, is_leaf, leaf_name
+from ..text import attribute_text, plain
+from ..values import stem
+from .collapse import collapsed
+from .match import BOUNDS, SIZES, is_leaf, leaf_name, rounds_alike
 from .script import MAIN, Difference, Unit, units
 
 QUIET = frozenset({"position", "param"})
@@ -132,11 +134,11 @@ def sections(change: Difference, a: Module, b: Module) -> tuple[Section, ...]:
         for name, hunk in view.hunks():
             found.setdefault(name, []).append(hunk)
             status.setdefault(name, set()).add("changed" if base else "new")
-    for name in change.removed if not kernels else ():
-        view = _View(lines, ours.units[name], None, {})
-        for stem, hunk in view.hunks():
-            found.setdefault(stem, []).append(hunk)
-            status.setdefault(stem, set()).add("gone")
+    for gone in change.removed if not kernels else ():
+        view = _View(lines, ours.units[gone], None, {})
+        for name, hunk in view.hunks():
+            found.setdefault(name, []).append(hunk)
+            status.setdefault(name, set()).add("gone")
     made = [
         Section(name, next(iter(status[name])) if len(status[name]) == 1 else "changed", tuple(_merged(hunks)))
         for name, hunks in found.items()
@@ -144,21 +146,15 @@ def sections(change: Difference, a: Module, b: Module) -> tuple[Section, ...]:
     return tuple(sorted(made, key=lambda s: _order(s.hunks[0])))
 
 
-def layers_of_blocks(module: Module) -> dict[str, tuple[int, ...]]:
-    """In which layers each block is run."""
-    found: dict[str, set[int]] = {}
-
-    def visit(block: Block, layer: int) -> None:
-        found.setdefault(block.name, set()).add(layer)
-        for item in topological(block.roots):
-            for inner in called(item):
-                visit(inner, layer)
-
-    for item in topological(module.roots):
-        if item.op == "layers":
-            for layer, block in item["table"]:
-                visit(block, layer)
-    return {name: tuple(sorted(layers)) for name, layers in found.items()}
+def rounding_differs(change: Difference) -> bool:
+    """Whether constants differ by what is lost in f32, which no hunk tells."""
+    for matched in change.matches.values():
+        for new, old in matched.items():
+            before = [*old.attrs, *((at, a["value"]) for at, a in enumerate(old.args) if a.op == "const")]
+            after = dict([*new.attrs, *((at, a["value"]) for at, a in enumerate(new.args) if a.op == "const")])
+            if any(value != after.get(key) and rounds_alike(value, after.get(key)) for key, value in before):
+                return True
+    return False
 
 
 def _merged(hunks: Iterable[Hunk]) -> Iterator[Hunk]:
@@ -173,7 +169,7 @@ def _merged(hunks: Iterable[Hunk]) -> Iterator[Hunk]:
             found[key] = replace(other, blocks=blocks, layers=layers, behind=_both(other.behind, hunk.behind))
         else:
             found[key] = hunk
-    yield from sorted(found.values(), key=_order)
+    yield from sorted(collapsed(found.values()), key=_order)
 
 
 Behind: TypeAlias = tuple[tuple[Span, ...], tuple[Span, ...]]
@@ -200,6 +196,7 @@ class _Lines:
                 if before and after:
                     forth.setdefault(before, Counter())[after] += 1
                     back.setdefault(after, Counter())[before] += 1
+        self.bases = {edit.name: edit.base for edit in change.blocks}
         self._after = {line: count.most_common(1)[0][0] for line, count in forth.items()}
         self._before = {line: count.most_common(1)[0][0] for line, count in back.items()}
 
@@ -230,14 +227,14 @@ class _View:
             span = self.where(side, item)
             before, after = (self.lines.before(span), span) if side is self.theirs else (span, self.lines.after(span))
             order = after.line if after else order + 0.001
-            layer, stem = self.place(side, item)
-            key = (stem, layer, before, after)
+            layer, block = self.place(side, item)
+            key = (block, layer, before, after)
             groups.setdefault(key, []).append(line)
             orders.setdefault(key, order)
             behinds[key] = _both(behinds.get(key, ((), ())), self.behind(side, item))
         for key, found in groups.items():
-            stem, layer, before, after = key
-            yield stem, Hunk(before, after, tuple(found), self.blocks(), self.layers(layer), orders[key], behinds[key])
+            block, layer, before, after = key
+            yield block, Hunk(before, after, tuple(found), self.blocks(), self.layers(layer), orders[key], behinds[key])
 
     def behind(self, side: _Side, item: Node) -> Behind:
         """The lines behind an op, and behind what it was."""
@@ -257,7 +254,7 @@ class _View:
 
     def place(self, side: _Side, item: Node) -> tuple[int | None, str]:
         layer, block = side.module.places.get(item, (None, (self.blocks() or (MAIN,))[0]))
-        return layer, block.split(".", 1)[0]
+        return layer, stem(block)
 
     def where(self, side: _Side, item: Node) -> Span | None:
         """The spec line of an op; one that has none belongs to the line of who reads it."""
@@ -293,12 +290,16 @@ class _View:
         for key in dict.fromkeys((*before, *after)):
             if key in SIZES or (sized and key in BOUNDS and all(isinstance(n.get(key), int) for n in (old, new))):
                 continue
+            if (key not in after and self.moved(old, new, key)) or self.renamed(before.get(key), after.get(key)):
+                continue
+            if rounds_alike(before.get(key), after.get(key)):
+                continue
             shown = [self.attribute(key, side.get(key), key in side, n) for side, n in ((before, old), (after, new))]
             exact = [attribute_text(n.get(key)) for n in (old, new)]
             if shown[0] != shown[1]:
                 yield Change(key, *shown)
             elif exact[0] != exact[1] and not isinstance(old.get(key), Block):
-                yield Change(key, *exact)
+                yield Change(key, *exact)  # six digits do not tell them apart
         yield from self.operands(old, new)
 
     def attribute(self, key: str, value: object, given: bool, item: Node) -> str:
@@ -315,29 +316,44 @@ class _View:
         for at in range(max(len(old.args), len(new.args))):
             x = old.args[at] if at < len(old.args) else None
             y = new.args[at] if at < len(new.args) else None
-            if not self.same_operand(x, y):
+            if not self.same_operand(x, y) and not (y is None and x is not None and self.moved(old, new, x)):
                 name = names[min(at, len(names) - 1)].strip("?*") if names else "operand"
-                yield Change(name, self.ours.short(x) if x else "", self.theirs.short(y) if y else "")
+                before, after = self.ours.short(x) if x else "", self.theirs.short(y) if y else ""
+                if x and y and before == after and x.op == y.op == "const":  # six digits do not tell them apart
+                    before, after = (attribute_text(n["value"]) for n in (x, y))
+                yield Change(name, before, after)
+
+    def moved(self, old: Node, new: Node, what: str | Node) -> bool:
+        """Whether an attribute or operand that an op no longer has is had by what has been put before it."""
+        made = [arg for arg in new.args if arg not in self.of and not is_leaf(arg)]
+        if isinstance(what, str):
+            return any(arg.get(what) == old.get(what) for arg in made)
+        return any(self.same_operand(what, arg) for item in made for arg in item.args)
+
+    def renamed(self, old: object, new: object) -> bool:
+        """Whether an attribute names blocks that come from those it named before, where changes in them are told."""
+        if isinstance(old, Block) and isinstance(new, Block):
+            return self.lines.bases.get(new.name) == old.name
+        if isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
+            pairs = list(zip(old, new, strict=True))
+            tables = all(isinstance(side, tuple) and isinstance(side[-1], Block) for pair in pairs for side in pair)
+            return tables and all(x[0] == y[0] and self.renamed(x[1], y[1]) for x, y in pairs)
+        return False
 
     def same_operand(self, x: Node | None, y: Node | None) -> bool:
         """Whether an operand is the same value, or leads to the same through what was put in or taken out."""
         if x is None or y is None:
             return False
+        if x.op == y.op == "const":
+            return x is y or rounds_alike(x["value"], y["value"])  # nodes are interned
         if is_leaf(x) or is_leaf(y):
             return is_leaf(x) and is_leaf(y) and (leaf_name(x) == leaf_name(y) or _resized(x, y))
         return bool(_sources(x, self.back) & {self.of[n] for n in _sources(y, self.of)})
 
 
-def plain(value: object) -> str:
-    """An attribute for people: texts without quotes, numbers with six digits."""
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 1e9 else f"{value:.6g}"
-    return value if isinstance(value, str) else attribute_text(value)
-
-
 def _verb(item: Node) -> str:
     """What an op does: a call runs its block, of whatever kind."""
-    return item["block"].name.split(".", 1)[0] if item.op == "call" else item.op
+    return stem(item["block"].name) if item.op == "call" else item.op
 
 
 def _inner(unit: Unit | None) -> list[Node]:

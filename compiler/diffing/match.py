@@ -11,12 +11,13 @@ import heapq
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..dims import Affine
 from ..ir import Block, Node, topological
-from ..values import bare
+from ..ops import weight_below
+from ..values import bare, stem
 
-_LEAVES = frozenset({"const", "weight"})
-_OVER_WEIGHT = frozenset({"dequant", "slice"})
 SIZES = frozenset({"type", "shape"})  # attributes that only follow from hyperparameters
 BOUNDS = frozenset({"start", "stop"})  # those too, where they are numbers
 _REACH = 3  # how many unmatched nodes a match may skip to reach the next
@@ -27,9 +28,7 @@ Segment = Hashable
 
 def is_leaf(item: Node) -> bool:
     """Whether a node is written where it is used: a number, a weight, a part of one."""
-    while item.op in _OVER_WEIGHT and item.args[0].op in (*_OVER_WEIGHT, "weight"):
-        item = item.args[0]
-    return item.op in _LEAVES
+    return item.op == "const" or weight_below(item) is not None
 
 
 def leaf_name(item: Node) -> str:
@@ -38,7 +37,7 @@ def leaf_name(item: Node) -> str:
         case "const":
             return f"{item['value']:.6g}"
         case "weight":
-            return bare(item["name"].replace("blk.{i}.", ""))
+            return bare(item["name"])
         case "slice":
             return f"{leaf_name(item.args[0])}[{', '.join([':'] * item['axis'] + [_range(item)])}]"
     return leaf_name(item.args[0])
@@ -46,6 +45,16 @@ def leaf_name(item: Node) -> str:
 
 def _range(item: Node) -> str:
     return f"{item['start']}:{item['stop']}"
+
+
+def rounds_alike(x: Any, y: Any) -> bool:
+    """Whether two values are the same number once they are f32, in which programs compute."""
+    return isinstance(x, float) and isinstance(y, float) and _single(x) == _single(y)
+
+
+def _single(value: float) -> str:
+    with np.errstate(over="ignore"):
+        return repr(np.float32(value))
 
 
 class Graph:
@@ -227,10 +236,10 @@ def relaxed(item: Node) -> tuple[Any, ...]:
 
 def _loose(key: str, value: Any) -> Any:
     if isinstance(value, Block):
-        return value.name.split(".", 1)[0]
+        return stem(value.name)
     if key == "table" or (key in BOUNDS and not isinstance(value, Affine)):
         return None
-    return value.__class__, repr(value)
+    return value.__class__, _single(value) if isinstance(value, float) else repr(value)
 
 
 def _structure(graph: Graph, keys: dict[Any, int]) -> dict[Node, int]:

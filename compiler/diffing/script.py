@@ -6,16 +6,18 @@ is not mentioned is removed. Names of values and of block parameters, and spec l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from typing import Any, TypeAlias
 
-from ..ir import Block, Module, Node, Type
+from ..ir import Block, Module, Node, Type, layers_of_blocks
 from ..ops import node
+from ..values import stem
 from .match import Graph, Segment, is_leaf, leaf_name, match
 
 MAIN = "main"
+ALIKE = 0.5  # the part of two blocks that is matched where one is the other under a new name
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Unit:
         roots = [*effects, *((f"result {at}", n) for at, n in enumerate(self.results))]
         segment: dict[Node, Segment] = {}
         if self.name == MAIN and places:
-            segment = {n: (layer, block.split(".", 1)[0]) for n, (layer, block) in module.places.items()}
+            segment = {n: (layer, stem(block)) for n, (layer, block) in module.places.items()}
         return Graph(roots, self.params, segment)
 
 
@@ -122,10 +124,14 @@ def difference(a: Module, b: Module) -> Difference:
     graphs = {name: unit.graph(a, places) for name, unit in ours.items()}
     edits: list[BlockEdit] = []
     matches: dict[str, dict[Node, Node]] = {}
+    origins = _Origins(a, b, ours, theirs)
     for name, unit in theirs.items():
         graph = unit.graph(b, places)
-        tried = {base: match(graphs[base], graph) for base in _candidates(unit, ours, b.form)}
-        base = max(tried, key=lambda n: _likeness(tried[n], graphs[n], graph), default=None)
+        tried = {base: match(graphs[base], graph) for base in origins.of(unit)}
+        likeness = {base: _likeness(found, graphs[base], graph) for base, found in tried.items()}
+        base = max(likeness, key=likeness.__getitem__, default=None)
+        if base is not None and stem(base) != stem(name) and likeness[base] < ALIKE and b.form == "blocks":
+            base = None
         matches[name] = {} if base is None else tried[base]
         source = _Source() if base is None else _Source(ours[base], graphs[base])
         edits.append(_edit(unit, graph, source, matches[name]))
@@ -137,20 +143,60 @@ def difference(a: Module, b: Module) -> Difference:
     return Difference((a.name, b.name), (a.form, b.form), tuple(edits), removed, same=same, matches=matches, **tables)
 
 
-def _candidates(unit: Unit, ours: dict[str, Unit], form: str) -> list[str]:
-    """Where a block may come from: in block form the block of its name, else those of its stem, nearest kind first.
+def renamed_kinds(a: Module, b: Module) -> dict[str, str]:
+    """Kinds of layers that have another name in `b`, each with the one in `a`: all else about them is the same."""
+    ours, theirs = ({name: rest for name, *rest in module.kinds} for module in (a, b))
+    gone = {repr(rest): name for name, rest in ours.items() if name not in theirs}
+    return {name: gone[repr(rest)] for name, rest in theirs.items() if name not in ours and repr(rest) in gone}
 
-    The blocks of unrolled form are kernels, whose names are numbers in the order of making: content counts.
-    """
-    if unit.name == MAIN:
-        return [MAIN]
-    if form == "unrolled":
-        return [other.name for other in ours.values() if replace(other, name=unit.name) == unit][:1]
-    if unit.name in ours:
-        return [unit.name]
-    stem, *kind = unit.name.split(".")
-    family = [other for other in ours if other.split(".")[0] == stem]
-    return [other for other in family if other.split(".")[1:2] == kind[:1]] or family
+
+def renamed_blocks(change: Difference) -> dict[str, str]:
+    """Blocks that have another name now, each with the one it had; kinds and versions left out."""
+    if change.form[1] != "blocks":
+        return {}
+    pairs = ((stem(edit.name), stem(edit.base)) for edit in change.blocks if edit.base is not None)
+    return {new: old for new, old in pairs if new != old}
+
+
+class _Origins:
+    """Where the blocks of `b` may come from."""
+
+    def __init__(self, a: Module, b: Module, ours: Mapping[str, Unit], theirs: Mapping[str, Unit]):
+        self.ours, self.form = ours, b.form
+        self.kinds = renamed_kinds(a, b)
+        self.kept = {stem(name) for name in theirs}
+        self.layers = {**{MAIN: ()}, **layers_of_blocks(a)}, layers_of_blocks(b)
+
+    def of(self, unit: Unit) -> list[str]:
+        """In block form the block of its name and kind that is run in the most of its layers, else those of its name,
+        else one of its kind whose name is gone.
+
+        The blocks of unrolled form are kernels, whose names are numbers in the order of making: content counts.
+        """
+        if unit.name == MAIN:
+            return [MAIN]
+        if self.form == "unrolled":
+            return [other.name for other in self.ours.values() if replace(other, name=unit.name) == unit][:1]
+        first, *rest = unit.name.split(".")
+        name = ".".join((first, *(self.kinds.get(part, part) for part in rest)))
+        versions = [other for other in self.ours if _unversioned(other) == _unversioned(name)]
+        if versions:
+            return [max(versions, key=lambda other: (self.common(other, unit.name), other == name))]
+        family = [other for other in self.ours if stem(other) == first]
+        return family or [
+            other for other in self.ours if stem(other) not in self.kept and self.common(other, unit.name)
+        ]
+
+    def common(self, old: str, new: str) -> int:
+        """In how many layers both are run."""
+        before, after = (layers.get(name, ()) for layers, name in zip(self.layers, (old, new), strict=True))
+        return len({*before} & {*after})
+
+
+def _unversioned(name: str) -> str:
+    """A block's name without its number: `attention.local` of `attention.local.2`."""
+    rest, _, last = name.rpartition(".")
+    return rest if last.isdigit() else name
 
 
 def _likeness(found: dict[Node, Node], a: Graph, b: Graph) -> float:

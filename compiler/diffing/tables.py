@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ir import Module
-from ..text import layer_ranges
-from .hunks import plain
+from ..text import layer_ranges, plain
+from .script import Difference, renamed_blocks, renamed_kinds
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ def param_rows(a: Module, b: Module) -> list[Row]:
 def kind_rows(a: Module, b: Module) -> list[Row]:
     """Kinds of layers that differ: which layers are of the kind, and what it sets."""
     ours, theirs = ({name: (layers, dict(entries)) for name, layers, entries in m.kinds} for m in (a, b))
+    for new, old in renamed_kinds(a, b).items():
+        ours[new] = ours.pop(old)
     found: list[Row] = []
     for kind in dict.fromkeys((*ours, *theirs)):
         layers, before = ours.get(kind, ((), {}))
@@ -37,6 +39,12 @@ def kind_rows(a: Module, b: Module) -> list[Row]:
             found.append(Row(f"{kind}: layers", layer_ranges(layers), layer_ranges(others)))
         found += _rows(f"{kind}: ", before, after)
     return found
+
+
+def renamed_rows(change: Difference, a: Module, b: Module) -> list[Row]:
+    """Kinds of layers and blocks that have another name and are otherwise the same, or much alike."""
+    found = [Row("kind", old, new) for new, old in renamed_kinds(a, b).items()]
+    return [*found, *(Row("block", old, new) for new, old in renamed_blocks(change).items())]
 
 
 def _rows(prefix: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Row]:

@@ -79,7 +79,7 @@ def _sample_reshape(d: Draw) -> Sample:
     return Sample((Type((a, b * c)),), {"shape": d.pick([(a, b, c), (a * b, c), (a * b * c,)])})
 
 
-@op("x", infer=_reshape_type, traits="view", sample=_sample_reshape, shape=REQUIRED)
+@op("x", infer=_reshape_type, traits="view shows", sample=_sample_reshape, shape=REQUIRED)
 def reshape(context: Context, x: Array, shape: tuple[Dim, ...]) -> Array:
     """The same elements in another shape."""
     return x.reshape([context.size(dim) for dim in shape])
@@ -105,7 +105,7 @@ def _sample_slice(d: Draw) -> Sample:
     return Sample((Type(shape),), {"axis": axis, "start": start, "stop": d.integer(start + 1, shape[axis])})
 
 
-@op("x", infer=_slice_type, traits="view", sample=_sample_slice, axis=REQUIRED, start=REQUIRED, stop=REQUIRED)
+@op("x", infer=_slice_type, traits="view shows", sample=_sample_slice, axis=REQUIRED, start=REQUIRED, stop=REQUIRED)
 def slice_(context: Context, x: Array, axis: int, start: Dim, stop: Dim) -> Array:
     """Elements start to stop (exclusive) of one axis."""
     where = [slice(None)] * x.ndim

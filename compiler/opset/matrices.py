@@ -10,16 +10,22 @@ from ..ir import Type
 from ..optable import Array, Context, Draw, Sample, need, op
 from .basic import sample_one
 
+ROWS = ("f32", "q8")  # what products take
+BLOCK = 32  # activations that share a scale
+LEVELS = {8: 127, 16: 127 * 128}  # the largest integer of so many bits: with 16, 128 times one byte plus another
+LEAST = 2.0**-126  # a scale below has no inverse in f32: such a block is zero
+TILE = 16  # rows of a weight that lie interleaved
+
 
 def _known(w: Type, rank: int, what: str) -> None:
     """A weight is a matrix (or a stack of them) of sizes known when the program is compiled."""
     fits = len(w.shape) == rank and all(isinstance(size, int) for size in w.shape)
-    need(fits and w.dtype != "i32", f"{what}, not {w}")
+    need(fits and w.dtype not in ("i32", "q8"), f"{what}, not {w}")
 
 
 def _linear_type(x: Type, w: Type) -> Type:
     _known(w, 2, "linear needs a weight [N, K]")
-    need(len(x.shape) > 0 and x.dtype == "f32", f"linear needs rows of f32, not {x}")
+    need(len(x.shape) > 0 and x.dtype in ROWS, f"linear needs rows of f32 or q8, not {x}")
     fits = x.shape[-1] == w.shape[1]
     need(fits, f"linear: the weight is {w.shape[0]}x{w.shape[1]}, the input rows are {x.shape[-1]}")
     return Type((*x.shape[:-1], w.shape[0]))
@@ -45,7 +51,7 @@ def linear(context: Context, x: Array, w: Array) -> Array:
 def _expert_type(x: Type, w: Type, ids: Type) -> Type:
     _known(w, 3, "expert_linear needs weights [E, N, K]")
     need(ids.dtype == "i32" and len(ids.shape) > 0, f"expert_linear needs integer ids [T, U], not {ids}")
-    need(len(x.shape) > 0 and x.dtype == "f32", f"expert_linear needs rows of f32, not {x}")
+    need(len(x.shape) > 0 and x.dtype in ROWS, f"expert_linear needs rows of f32 or q8, not {x}")
     fits = x.shape[-1] == w.shape[2]
     need(fits, f"expert_linear: weights of {w.shape[2]} columns, input rows of {x.shape[-1]}")
     shared = x.shape[:-1] == ids.shape[:-1]
@@ -129,7 +135,57 @@ def _dequant_type(w: Type) -> Type:
     return Type(w.shape)
 
 
-@op("w", infer=_dequant_type, sample=sample_one)
+@op("w", infer=_dequant_type, traits="shows", sample=sample_one)
 def dequant(context: Context, w: Array) -> Array:
     """A small stored weight (a norm, a scale) as f32."""
     return w.astype(context.real)
+
+
+def _quantize_type(x: Type, tile: int, bits: int) -> Type:
+    fits = len(x.shape) > 0 and isinstance(x.shape[-1], int) and x.shape[-1] % BLOCK == 0 and x.dtype == "f32"
+    need(fits, f"quantize needs rows of f32 in blocks of {BLOCK}, not {x}")
+    need(tile > 0, f"quantize: tiles of {tile} rows are none")
+    need(bits in LEVELS, f"quantize: integers have 8 or 16 bits, not {bits}")
+    return Type(x.shape, "q8")
+
+
+def _sample_quantize(d: Draw) -> Sample:
+    return Sample(
+        (Type((d.integer(1, 5), BLOCK * d.integer(1, 3))),), {"tile": d.pick([1, 12]), "bits": d.pick([8, 16])}
+    )
+
+
+@op(
+    "x",
+    infer=_quantize_type,
+    traits="token",
+    flops=lambda out, x: 4 * int(np.prod(x)),
+    sample=_sample_quantize,
+    tile=1,
+    bits=8,
+)
+def quantize(context: Context, x: Array, tile: int, bits: int) -> Array:
+    """Rows as integers, 32 of which share a scale: q = round(x / s), s = max |x| / 127 for 8 bits, / (127 * 128) for
+    16, which are kept as two of 8; the values q * s. `tile` rows lie interleaved, for products with many at a time."""
+    blocks = x.reshape(*x.shape[:-1], -1, BLOCK)
+    scale = np.abs(blocks).max(axis=-1, keepdims=True) / x.dtype.type(LEVELS[bits])
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > LEAST)
+    return (np.rint(blocks * inverse) * scale).reshape(x.shape)
+
+
+def _pack_type(w: Type) -> Type:
+    need(len(w.shape) in (2, 3), f"pack is of weights [N, K] or [E, N, K], not {w}")
+    rows, columns = w.shape[-2:]
+    whole = isinstance(rows, int) and isinstance(columns, int) and rows % TILE == 0 and columns % BLOCK == 0
+    need(whole and w.dtype not in ("i32", "q8"), f"pack needs whole tiles of {TILE} rows and {BLOCK} columns, not {w}")
+    return w
+
+
+def _sample_pack(d: Draw) -> Sample:
+    return Sample((Type((TILE * d.integer(1, 2), BLOCK * d.integer(1, 2))),))
+
+
+@op("w", infer=_pack_type, traits="shows", sample=_sample_pack)
+def pack(context: Context, w: Array) -> Array:
+    """A stored weight with 16 rows interleaved, as kernels on 8-bit activations read it. Made when it is loaded."""
+    return w

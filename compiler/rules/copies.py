@@ -68,7 +68,7 @@ def walkable(reader: Node, place: int) -> bool:
         return True
     try:
         view = view_of(arg)
-        if elementwise(reader) or (place == 0 and reader.op in {*PRODUCTS, *ROW_OPS, "cache_write"}):
+        if elementwise(reader) or (place == 0 and reader.op in {*PRODUCTS, *ROW_OPS, "cache_write", "quantize"}):
             view.row_stride()
             return True
     except NotImplementedError:

@@ -22,7 +22,7 @@ from ..ops import OPS, node, with_args
 
 PRODUCTS = {"linear": "linear", "expert_linear": "experts"}
 ROW_OPS = frozenset({"rms_norm", "softmax", "sum", "mean", "max", "rotate", "embed"})
-LEAVES = frozenset({"const", "weight", "tokens", "position", "dequant"})
+LEAVES = frozenset({"const", "weight", "tokens", "position", "dequant", "pack"})
 
 
 def fuse(module: Module, hits: Counter[str] | None = None) -> Module:

@@ -24,7 +24,7 @@ def ablate(
     ids: Annotated[str | None, typer.Option(metavar="LIST", help="Token ids instead of a text, such as 2,5,9.")] = None,
     tokens: Annotated[
         int | None,
-        typer.Option(min=2, help="Tokens of the text to use; the later half counts. (default: 16)", show_default=False),
+        typer.Option(min=2, help="Tokens of the text to use; the later half counts. (default: 12)", show_default=False),
     ] = None,
     backend: Annotated[
         str,

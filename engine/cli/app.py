@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -12,10 +14,24 @@ from typer.core import TyperGroup
 from briolette.spec.errors import BrioletteError
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 + SIGINT and SIGPIPE, as shells count
+UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
 
 
 class Commands(TyperGroup):
     """All commands, with one way to end: a mistake is a message and exit code 2, Ctrl-C is no mistake."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        _take_places()
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as problem:
+            if not _is_of_output(problem):
+                raise
+            from ..commands.terminal import error
+
+            _drop_output()
+            error(f"standard output cannot be written: {problem.strerror or 'it is closed'}")
+            sys.exit(2)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -34,9 +50,26 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            # Who reads our results has enough. Python would complain when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()  # who reads our results has enough
             raise typer.Exit(PIPE_CLOSED) from None
+
+
+def _take_places() -> None:
+    """Opens the standard streams that came closed, in whose places files of ours would be opened otherwise. To write
+    to standard output stays a mistake."""
+    for name, flags in (("stdin", os.O_RDONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), "w" if flags else "r"))
+
+
+def _is_of_output(problem: OSError) -> bool:
+    """Whether it was standard output that could not be written; commands tell of their own files themselves."""
+    return isinstance(problem, io.UnsupportedOperation) or (problem.filename is None and problem.errno in UNWRITABLE)
+
+
+def _drop_output() -> None:
+    """Lets go of results that nobody takes: Python would complain when it flushes them at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 app = typer.Typer(

@@ -9,7 +9,10 @@ import typer
 from .app import app
 from .options import Json, Kv
 
-SIDE = "A GGUF file, an .arch file or a shipped one's name, or IR as `show` prints it; @STAGE picks a stage."
+SIDE = (
+    "A GGUF file, an .arch file or a shipped one's name, or IR as `show` prints it (-: from standard input); "
+    "@STAGE picks a stage."
+)
 
 
 @app.command(
@@ -27,12 +30,16 @@ def diff(
     ] = None,
     form: Annotated[str, typer.Option(help="Of stages after `unrolled`: decode, prefill or all.")] = "decode",
     kv: Kv = None,
-    html: Annotated[str | None, typer.Option(help="Write a page with both side by side to this file.")] = None,
+    html: Annotated[
+        str | None, typer.Option(help="Write a page with both side by side to this file; - is standard output.")
+    ] = None,
     text: Annotated[bool, typer.Option("--text", help="Text on standard output, which is the default.")] = False,
     as_json: Json = False,
     everything: Annotated[bool, typer.Option("--all", help="List tensors that differ in shape alone, too.")] = False,
 ) -> None:
     """Tells how two architectures, models or stages differ. Exit code 0: not at all, 1: they do, 2: a mistake."""
+    if text and as_json:
+        raise typer.BadParameter("--text and --json exclude each other: leave one out")
     from ..commands.diff import diff as command
 
-    raise typer.Exit(command(a, b, on, form, kv, html, as_json and not text, everything))
+    raise typer.Exit(command(a, b, on, form, kv, html, as_json, everything))

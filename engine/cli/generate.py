@@ -16,6 +16,7 @@ from .options import (
     Kv,
     MinP,
     Path_,
+    Prefill,
     RepeatPenalty,
     Seed,
     Spec,
@@ -24,6 +25,7 @@ from .options import (
     Threads,
     TopK,
     TopP,
+    Weights,
     given,
 )
 
@@ -57,6 +59,8 @@ def run(
     threads: Threads = None,
     context: Context = None,
     kv: Kv = None,
+    weights: Weights = None,
+    prefill: Prefill = "exact",
     chunk: Chunk = 256,
     backend: Backend = "cpu",
     spec: Spec = None,
@@ -67,7 +71,16 @@ def run(
     generate.run(
         model,
         generate.prompt_text(prompt, file),
-        {"threads": threads, "context": context, "kv": kv, "chunk": chunk, "backend": backend, "spec": spec},
+        {
+            "threads": threads,
+            "context": context,
+            "kv": kv,
+            "chunk": chunk,
+            "weights": weights,
+            "prefill": prefill,
+            "backend": backend,
+            "spec": spec,
+        },
         given(
             temperature=temperature,
             top_k=top_k,
@@ -125,6 +138,8 @@ def chat(
     threads: Threads = None,
     context: Context = None,
     kv: Kv = None,
+    weights: Weights = None,
+    prefill: Prefill = "exact",
     chunk: Chunk = 256,
     backend: Backend = "cpu",
     spec: Spec = None,
@@ -138,7 +153,16 @@ def chat(
 
     generate.chat(
         model,
-        {"threads": threads, "context": context, "kv": kv, "chunk": chunk, "backend": backend, "spec": spec},
+        {
+            "threads": threads,
+            "context": context,
+            "kv": kv,
+            "chunk": chunk,
+            "weights": weights,
+            "prefill": prefill,
+            "backend": backend,
+            "spec": spec,
+        },
         given(
             temperature=temperature,
             top_k=top_k,

@@ -45,13 +45,18 @@ def show(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A GGUF file; or an .arch file or a shipped one's name, in example sizes."
+            metavar="MODEL",
+            help="A GGUF file; or an .arch file or a shipped one's name, in example sizes. @STAGE picks a stage, too.",
         ),
     ],
     stage: Annotated[
-        str,
-        typer.Option(help="elaborated, unrolled, bound, simplified, head, angles, cache or fused."),
-    ] = "elaborated",
+        str | None,
+        typer.Option(
+            help="elaborated, unrolled, bound, simplified, head, angles, cache, integers or fused; optimised is the "
+            "last. (default: elaborated)",
+            show_default=False,
+        ),
+    ] = None,
     form: Annotated[
         str,
         typer.Option(help="decode (one token), prefill (many, the last one's logits) or all (all logits)."),

@@ -40,6 +40,23 @@ Spec = Annotated[
 ]
 Chunk = Annotated[int, typer.Option(min=1, help="Tokens a prefill step takes.", rich_help_panel=ENGINE)]
 
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="packed (the fast kernels: integers, a copy in memory) or mapped (read in the file, f32). "
+        "(default: packed, where the processor has instructions for it)",
+        rich_help_panel=ENGINE,
+        show_default=False,
+    ),
+]
+Prefill = Annotated[
+    str,
+    typer.Option(
+        help="With packed weights: exact, or fast, which rounds a prompt's activations to 8 bits.",
+        rich_help_panel=ENGINE,
+    ),
+]
+
 SAMPLING = "Sampling"
 Temperature = Annotated[
     float | None,

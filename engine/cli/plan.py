@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .app import app
-from .options import ENGINE, Backend, Chunk, Json, Kv, Path_, Spec, Threads
+from .options import ENGINE, Backend, Chunk, Json, Kv, Path_, Spec, Threads, Weights
 
 
 @app.command(
@@ -38,6 +38,7 @@ def plan(
     ] = None,
     as_json: Json = False,
     kv: Kv = None,
+    weights: Weights = None,
     chunk: Chunk = 256,
     threads: Threads = None,
     backend: Backend = "cpu",
@@ -49,5 +50,5 @@ def plan(
     """
     from ..commands.plan import plan as command
 
-    options = {"spec": spec, "kv": kv, "threads": threads, "context": context, "chunk": chunk}
+    options = {"spec": spec, "kv": kv, "threads": threads, "context": context, "chunk": chunk, "weights": weights}
     raise typer.Exit(command(model, backend, memory, as_json, options))

@@ -31,7 +31,11 @@ def report(
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", help="Where to write it. (default: the model's name with .html, here)"),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where to write it; - is standard output. (default: the model's name with .html, here)",
+        ),
     ] = None,
     form: Annotated[
         str, typer.Option(help="What it shows first: decode (one token) or prefill (many tokens).")
@@ -39,7 +43,6 @@ def report(
     bandwidth: Annotated[
         float | None,
         typer.Option(
-            min=0.001,
             help="GB/s that the machine reads from memory. (default: measured here)",
             rich_help_panel=MACHINE,
             show_default=False,
@@ -48,7 +51,6 @@ def report(
     peak: Annotated[
         float | None,
         typer.Option(
-            min=0.001,
             help="GFLOP/s that it computes in float32. (default: measured here)",
             rich_help_panel=MACHINE,
             show_default=False,

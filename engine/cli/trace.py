@@ -26,7 +26,9 @@ def trace(
     output: Annotated[str | None, typer.Option("--output", "-o", help="Write the values to this .npz file.")] = None,
     values: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Record only values of such names, * and ? allowed; repeatable."),
+        typer.Option(
+            metavar="PATTERN", help="Record or compare only values of such names, * and ? allowed; repeatable."
+        ),
     ] = None,
     against: Annotated[
         str | None, typer.Option(metavar="REF", help="Compare with a trace, or with a model file run here.")

@@ -16,11 +16,14 @@ from briolette.engine.divergence import Score
 from briolette.engine.gguf import GgufFile, open_gguf
 from briolette.engine.model import architecture, cores
 from briolette.engine.tokenizer import Tokenizer
+from briolette.engine.words import ids_of
 
 from .terminal import Bar, note, result, result_json, table
 
-TOKENS = 16  # so many answer in a few seconds on a small model; more tell more
+TOKENS = 12  # so many answer in a few seconds on a small model; more tell more
 NARROWEST = 60  # columns
+BELOW = " " * 6  # before a spec's line that stands in a row of its own
+LOST = 1e6  # a perplexity far above that of any text by chance
 
 
 def ablate(
@@ -55,7 +58,7 @@ def ablate(
     if as_json:
         result_json(_json(found))
         return
-    result(report(found))
+    result(report(found, _columns()))
     more = f", of {len(known)}: --tokens takes more" if wanted < len(known) else ""
     note(f"\nfrom {found.tokens} tokens{more}; the last {found.scored} of them count")
     note(f"{len(found.left_out)} switches change nothing here, or leave nothing that runs: --json lists them")
@@ -66,10 +69,7 @@ def token_list(file: GgufFile, text: str | None, ids: str | None) -> list[int]:
     if (text is None) == (ids is None):
         raise BrioletteError("give either a text with --text FILE, or token ids with --ids 2,5,9")
     if ids is not None:
-        try:
-            return [int(part) for part in ids.split(",")]
-        except ValueError:
-            raise BrioletteError(f"--ids takes numbers with commas between them, such as 2,5,9, not {ids!r}") from None
+        return ids_of(ids, "--ids")
     assert text is not None
     content = _read(text)
     return Tokenizer.from_gguf(file).encode(content)
@@ -89,16 +89,23 @@ def _read(path: str) -> str:
 # --- what is shown -------------------------------------------------------------------------------------
 
 
-def report(found: Ablation) -> str:
-    """The table; on a terminal, no wider than that."""
-    rows = [["KL", "top-1", "perplexity", "line", "without it", ""]]
-    rows.append([*_figures(found.own), "", "the model as it is", ""])
-    rows += [[*_figures(w.score), str(w.switch.span.line), w.switch.what, w.switch.source] for w in found.lines]
-    shown = table(rows, "rrrr")
-    if not sys.stdout.isatty():
+def report(found: Ablation, width: int | None = None) -> str:
+    """The table. Where that is wider than `width` columns, the spec's lines stand below what is without them."""
+    rows = [["KL", "top-1", "perplexity", "line", "without it"]]
+    rows.append([*_figures(found.own), "", "the model as it is"])
+    rows += [[*_figures(w.score), str(w.switch.span.line), w.switch.what] for w in found.lines]
+    sources = ["", "", *(w.switch.source for w in found.lines)]
+    shown = table([[*row, source] for row, source in zip(rows, sources, strict=True)], "rrrr")
+    if width is None or all(len(line) <= width for line in shown.splitlines()):
         return shown
-    width = max(shutil.get_terminal_size().columns, NARROWEST)
-    return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in shown.splitlines())
+    upper = table(rows, "rrrr").splitlines()
+    lines = (line for row, source in zip(upper, sources, strict=True) for line in (row, BELOW + source) if line.strip())
+    return "\n".join(line if len(line) <= width else line[: width - 1] + "…" for line in lines)
+
+
+def _columns() -> int | None:
+    """How wide a table may be: as wide as the terminal, if it is one."""
+    return max(shutil.get_terminal_size().columns, NARROWEST) if sys.stdout.isatty() else None
 
 
 def _figures(score: Score) -> list[str]:
@@ -106,7 +113,8 @@ def _figures(score: Score) -> list[str]:
 
 
 def _short(value: float) -> str:
-    return f"{value:.2f}" if value < 1e6 else f"{value:.1e}" if math.isfinite(value) else "inf"
+    """A perplexity; beyond a million it says no more than that the model is lost."""
+    return f"{value:.2f}" if value < LOST else f"> {LOST:.0f}"
 
 
 def _json(found: Ablation) -> dict[str, Any]:

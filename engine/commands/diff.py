@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from briolette.compiler.diffing.hunks import Hunk, Line
 from briolette.compiler.diffing.tables import Row
-from briolette.engine.comparison import Comparison, as_json, causes, compare, place, spec_line, where
-from briolette.engine.subjects import subject
+from briolette.compiler.errors import BrioletteError
+from briolette.engine.comparison import Comparison, as_json, causes, compare, spec_line, where
+from briolette.engine.subjects import two
 
-from .files import write_whole
+from .files import page_target, write_whole
 from .terminal import busy, note, result, result_json, styled, table
 
 SAME, DIFFERENT = 0, 1
@@ -23,17 +23,26 @@ def diff(
     a: str, b: str, on: str | None, form: str, kv: str | None, html: str | None, json: bool, everything: bool
 ) -> int:
     """Prints the differences; the exit code says whether there are any."""
+    target = None if html is None else page_target(html)
+    if json and html is not None and target is None:
+        raise BrioletteError(f"--json and --html {html} both want standard output; give the page a file's name")
     with busy("comparing"):
-        found = compare(subject(a, on, form, kv), subject(b, on, form, kv))
+        found = compare(*two(a, b, on, form, kv))
     if html is not None:
         from briolette.engine.report.diffview import diff_page
 
-        write_whole(Path(html), diff_page(found))
-        note(f"wrote {html}")
+        page = diff_page(found)
+        if target is None:
+            result(page, end="")
+        else:
+            write_whole(target, page)
+            (note if json else result)(str(target))
     if json:
         result_json(as_json(found))
     elif html is None:
         result(report(found, everything))
+    for text in found.notes:
+        note(text)
     return SAME if found.same else DIFFERENT
 
 
@@ -46,7 +55,7 @@ def report(found: Comparison, everything: bool = False) -> str:
     parts = ["\n".join(heads)]
     if found.same:
         return f"{parts[0]}\n\nno difference"
-    parts += [_rows("hyperparameter", found.params), _rows("kind", found.kinds)]
+    parts += [_rows("renamed", found.renamed), _rows("hyperparameter", found.params), _rows("kind", found.kinds)]
     for section in found.sections:
         status = {"new": "  (new)", "gone": "  (gone)"}.get(section.status, "")
         title = styled(f"{section.name}{status}", "1", sys.stdout)
@@ -61,9 +70,9 @@ def _hunk(hunk: Hunk, found: Comparison) -> str:
     same = hunk.before and hunk.after and spec_line(hunk.before) == spec_line(hunk.after)
     for mark, span in (("-", hunk.before), ("+", hunk.after)):
         if span is not None and not (same and mark == "-"):
-            lines.append(styled(f"  {' ' if same else mark} {place(span)}  {spec_line(span)}", "2", sys.stdout))
-    for span in causes(hunk, found):
-        lines.append(styled(f"  + {place(span)}  {spec_line(span)}", "2", sys.stdout))
+            lines.append(styled(f"  {' ' if same else mark} {span.place}  {spec_line(span)}", "2", sys.stdout))
+    for mark, span in causes(hunk, found):
+        lines.append(styled(f"  {mark} {span.place}  {spec_line(span)}", "2", sys.stdout))
     for line in hunk.lines:
         lines += _line(line)
     return "\n".join(lines)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
+import errno
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from briolette.compiler.errors import BrioletteError
+from briolette.engine.writing import whole
 from briolette.spec import syntax
 from briolette.spec.format import format as canonical
 
 from .terminal import colours, error, note, result, result_json, styled, table
+
+STANDARD_OUTPUT = ("-", "/dev/stdout")
 
 
 def fmt(names: list[str], check: bool, diff: bool) -> int:
@@ -53,21 +55,42 @@ def _format_one(name: str, check: bool, diff: bool) -> bool:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Puts a text in a file's place at once: whoever reads it finds the old or the new one, never a half."""
-    path = path.resolve()  # through a link, and not in its place
+    """Puts a text in a file's place at once. Raises BrioletteError where that cannot be."""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(text.encode())
-            os.chmod(temporary, path.stat().st_mode if path.exists() else 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with whole(path) as file:
+            file.write(text.encode())
     except OSError as problem:
-        raise BrioletteError(f"cannot write {path}: {problem.strerror}; check its permissions") from None
+        raise BrioletteError(f"cannot write {path}: {problem.strerror}{_advice(path, problem)}") from None
+
+
+def page_target(name: str) -> Path | None:
+    """Where a page is to go; None is standard output. Raises BrioletteError where no file can be."""
+    if name in STANDARD_OUTPUT:
+        return None
+    if not name:
+        raise BrioletteError("the name of the page is empty; say which file it is to be, or - for standard output")
+    target = Path(name)
+    if target.is_dir() or name.endswith(os.sep):
+        raise BrioletteError(f"{name} is a folder; say with its name which file in it the page is to be")
+    if not target.resolve().parent.is_dir():
+        raise BrioletteError(f"cannot write {name}: there is no folder {target.parent}; make it first")
+    return target
+
+
+def _advice(path: Path, problem: OSError) -> str:
+    """What to do about a file that cannot be written."""
+    advice = {
+        errno.ENOENT: f"make the folder {path.parent} first",
+        errno.ENOTDIR: f"{path.parent} is no folder",
+        errno.EISDIR: "name a file in it",
+        errno.EACCES: f"check the permissions of {path.parent}",
+        errno.EPERM: f"check the permissions of {path.parent}",
+        errno.EROFS: "choose another place",
+        errno.ENAMETOOLONG: "choose a shorter name",
+        errno.ENOSPC: "make room there, or choose another place",
+        errno.EDQUOT: "make room there, or choose another place",
+    }
+    return f"; {advice[problem.errno]}" if problem.errno in advice else ""
 
 
 def _show_diff(before: str, after: str, name: str) -> None:

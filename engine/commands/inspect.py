@@ -11,14 +11,16 @@ from briolette.compiler.header import TensorInfo
 from briolette.compiler.ir import Module
 from briolette.compiler.ops import CACHE_DTYPES
 from briolette.compiler.pipeline import front
-from briolette.compiler.text import layer_ranges
+from briolette.compiler.text import layer_ranges, plain
+from briolette.engine.backends import backend_named
 from briolette.engine.gguf import GgufFile, open_gguf
 from briolette.engine.memory import plan_memory
 from briolette.engine.model import architecture, options_for
 from briolette.engine.tokenizer import Tokenizer
+from briolette.engine.words import short_count, size
 
 from . import plan
-from .terminal import busy, note, result, result_json, size, table
+from .terminal import busy, note, result, result_json, table
 
 SHOWN_ITEMS, SHOWN_CHARS = 6, 100
 
@@ -87,7 +89,8 @@ def describe(file: GgufFile, options: dict[str, Any]) -> dict[str, Any]:
 
 def _program(file: GgufFile, module: Module, options: dict[str, Any]) -> dict[str, Any]:
     """Kinds of layers, and the memory of a CPU engine with these options."""
-    engine = options_for(file.header, module, options["kv"], None, options["context"], options["chunk"])
+    wanted = [options["kv"], None, options["context"], options["chunk"]]
+    engine = options_for(file.header, module, *wanted, backend_named("cpu").default_weights())
     planned = plan_memory(file, module, engine)
     values = {name: dict(entries) for name, _, entries in module.kinds}
     kinds = [
@@ -144,7 +147,7 @@ def report(found: dict[str, Any]) -> str:
             f"{found['architecture']}" + (f"  (spec {found['spec']})" if "spec" in found else ""),
         ],
         ["licence", str(found["license"] or "not said")],
-        ["parameters", f"{found['parameters']:,}  ({_short(found['parameters'])})"],
+        ["parameters", f"{found['parameters']:,}  ({short_count(found['parameters'])})"],
         ["context", str(found["context_length"] or "not said")],
     ]
     if found["tokenizer"]:
@@ -176,20 +179,9 @@ def report(found: dict[str, Any]) -> str:
 def _kinds(kinds: list[dict[str, Any]]) -> str:
     rows = [["kind", "layers", "", "values"]]
     for row in kinds:
-        values = ", ".join(f"{key} {_short_value(value)}" for key, value in row["values"].items())
+        values = ", ".join(f"{key} {plain(value)}" for key, value in row["values"].items())
         rows.append([row["kind"], str(len(row["layers"])), layer_ranges(row["layers"]), values])
     return table(rows, "lr")
-
-
-def _short(count: int) -> str:
-    for unit, scale in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return str(count)
-
-
-def _short_value(value: object) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _shown(value: object) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
+from briolette.compiler.cost import kv_token_bytes
 from briolette.compiler.pipeline import front
 from briolette.compiler.text import layer_ranges
+from briolette.engine.available import Available, available_memory, parsed_size
+from briolette.engine.backends import backend_named
 from briolette.engine.gguf import open_gguf
-from briolette.engine.machine import Available, available_memory, parsed_size
 from briolette.engine.memory import KvMemory, MemoryPlan, Planner
 from briolette.engine.model import architecture, context_length, options_for
+from briolette.engine.words import many, size
 
-from .terminal import busy, result, result_json, size, table
+from .terminal import busy, result, result_json, table
 
 FITS, TOO_LARGE = 0, 1  # exit codes
 MOST_POSITIONS = 2**31 - 1  # positions are counted in 32 bits
@@ -24,7 +27,9 @@ def plan(path: str, backend: str, memory: str | None, as_json: bool, options: di
     file = open_gguf(path)
     with busy("compiling"):
         module = front(architecture(options["spec"], file.header), file.header)
-        engine = options_for(file.header, module, *(options[name] for name in ("kv", "threads", "context", "chunk")))
+        chosen = options["weights"] or backend_named(backend).default_weights()
+        given_for = [options[name] for name in ("kv", "threads", "context", "chunk")]
+        engine = options_for(file.header, module, *given_for, chosen)
         planner = Planner(file, module, engine.cache, backend)
         planned = planner.plan(engine)
         limit = context_length(file.header)
@@ -32,15 +37,18 @@ def plan(path: str, backend: str, memory: str | None, as_json: bool, options: di
         largest = planner.largest(chunked, given.bytes, limit or MOST_POSITIONS)
         least = planner.plan(replace(engine, context=1, chunk=1)).peak
     fits = planned.peak <= given.bytes
+    whole = sum(kv_token_bytes(module, "f32").values())
+    kept = "f32" if sum(kind.token_bytes for kind in planned.kv) == whole else engine.cache
     if as_json:
         result_json(
             {"file": str(file.path), "spec": module.name}
             | figures(planned)
+            | {"kv_type": kept}
             | {"memory": given.bytes, "memory_source": given.source, "fits": fits}
             | {"context_length": limit, "largest_context": largest}
         )
     else:
-        result(table(rows(planned), "lr"))
+        result(table(rows(planned, kept), "lr"))
         result("\n" + "\n".join(verdict(planned, given, largest, limit, least)))
     return FITS if fits else TOO_LARGE
 
@@ -55,6 +63,7 @@ def figures(planned: MemoryPlan) -> dict[str, Any]:
         "chunk": options["chunk"],
         "kv_type": options["cache"],
         "threads": options["threads"],
+        "weights_kept": options["weights"],
         **found,
         "kv": planned.kv_bytes,
         "kinds": kinds,
@@ -62,21 +71,24 @@ def figures(planned: MemoryPlan) -> dict[str, Any]:
     }
 
 
-def rows(planned: MemoryPlan) -> list[list[str]]:
-    """The plan as a table, without the lines that come to nothing."""
+def rows(planned: MemoryPlan, kept: str | None = None) -> list[list[str]]:
+    """The plan as a table, without the lines that come to nothing. kept: the element type in which the KV cache is
+    kept, where that is not the one whose numbers it has."""
     options = planned.options
+    type_ = options.cache if kept in (None, options.cache) else f"{kept} with the numbers of {options.cache}"
     kv = [[f"KV {kind.kind}", size(kind.bytes), _kept(kind)] for kind in planned.kv]
     parts = [
         ("weights", planned.weights, "mapped from the file, read where used"),
+        ("packed", planned.packed, "weights in the order of the kernels, made at load; --weights mapped needs none"),
         (
             "looked up",
             planned.looked_up,
-            f"at most: rows for {options.context} tokens, of tables of {size(planned.tables)}",
+            f"at most: rows for {many(options.context, 'token')}, of tables of {size(planned.tables)}",
         ),
         ("vocabulary", planned.metadata, "mapped too, with all other keys"),
         ("decoded", planned.decoded, "weights kept as f32"),
-        ("KV in all", planned.kv_bytes, f"{options.cache}, full at {options.context} tokens"),
-        ("arena", planned.arena, f"activations, {options.chunk} tokens a prefill step"),
+        ("KV in all", planned.kv_bytes, f"{type_}, full at {many(options.context, 'token')}"),
+        ("arena", planned.arena, f"activations, {many(options.chunk, 'token')} a prefill step"),
         ("scratch", planned.scratch, f"of {options.threads} threads" if options.threads > 1 else "of one thread"),
         ("logits", planned.logits, "of two steps"),
         ("addresses", planned.addresses, "of weights and caches, for native code"),
@@ -93,15 +105,12 @@ def rows(planned: MemoryPlan) -> list[list[str]]:
 def _kept(kind: KvMemory) -> str:
     """What the layers of a kind keep."""
     if not kind.stored:
-        return f"{_layers(len(kind.layers))} that read what earlier ones keep"
+        read = "reads" if len(kind.layers) == 1 else "read"
+        return f"{many(len(kind.layers), 'layer')} that {read} what earlier ones keep"
     ring = f", rings for a window of {kind.window}" if kind.window is not None else ""
     of = f" of {len(kind.layers)}" if len(kind.stored) < len(kind.layers) else ""
-    where = f"{_layers(len(kind.stored))}{of} ({layer_ranges(kind.stored)})"
-    return f"{kind.token_bytes:,} bytes a token in {where}, {kind.positions} positions{ring}"
-
-
-def _layers(count: int) -> str:
-    return f"{count} layer" if count == 1 else f"{count} layers"
+    where = f"{many(len(kind.stored), 'layer')}{of} ({layer_ranges(kind.stored)})"
+    return f"{kind.token_bytes:,} bytes a token in {where}, {many(kind.positions, 'position')}{ring}"
 
 
 def verdict(planned: MemoryPlan, given: Available, largest: int, limit: int | None, least: int) -> list[str]:
@@ -117,8 +126,14 @@ def verdict(planned: MemoryPlan, given: Available, largest: int, limit: int | No
         alone = planned.weights > given.bytes
         what = f"the weights alone are {size(planned.weights)}" if alone else f"one token takes {size(least)} already"
         lines.append(f"No context fits: {what}.")
-    elif largest == limit:
-        lines.append(f"The largest context that fits is {largest} tokens, all that the model was made for.")
-    else:
-        lines.append(f"The largest context that fits is {largest} tokens.")
+    elif largest != limit:
+        lines.append(f"The largest context that fits is {many(largest, 'token')}.")
+    elif planned.options.context <= limit:
+        lines.append(f"The largest context that fits is {many(largest, 'token')}, all that the model was made for.")
+    if limit is not None and planned.options.context > limit:
+        all_of = ", which would fit" if largest == limit else ""
+        lines.append(
+            f"The model was made for {many(limit, 'token')}{all_of}; of {planned.options.context}, the later ones are "
+            "beyond what it was trained on."
+        )
     return lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from briolette.compiler.errors import BrioletteError
@@ -17,9 +16,12 @@ from briolette.engine.report.ceilings import machine
 from briolette.engine.report.diffview import diff_section
 from briolette.engine.report.page import Section
 from briolette.engine.subjects import Subject, is_architecture, subject
+from briolette.engine.words import size
 
-from .files import write_whole
-from .terminal import busy, note, result, size
+from .files import page_target, write_whole
+from .terminal import busy, note, result
+
+LEAST, BANDWIDTH, PEAK = 0.001, ("GB/s", 1e6), ("GFLOP/s", 1e9)  # what ceilings may be
 
 
 def report(
@@ -33,19 +35,18 @@ def report(
 ) -> None:
     if form not in FORMS:
         raise BrioletteError(f"there is no form `{form}` of a report; there are {', '.join(FORMS)}")
-    target = default_output(path) if output is None else Path(output)
-    if target.is_dir():
-        raise BrioletteError(f"{target} is a folder; say with -o which file in it the page is to be")
-    if not target.resolve().parent.is_dir():
-        raise BrioletteError(f"there is no folder {target.parent} to write {target.name} into")
+    target = page_target(str(default_output(path)) if output is None else output)
+    for option, value, (unit, most) in (("--bandwidth", bandwidth, BANDWIDTH), ("--peak", peak, PEAK)):
+        if value is not None and not LEAST <= value <= most:
+            raise BrioletteError(f"{option} takes {unit} from {LEAST:g} to {most:,.0f}, not {value:g}")
     if is_architecture(path):
         raise BrioletteError(
             f"{path} is an architecture; a report is of a model: briolette report MODEL.gguf --spec {path}\n"
-            f"  two architectures side by side: briolette diff {path} {other or 'OTHER'} --html {target}"
+            f"  two architectures side by side: briolette diff {path} {other or 'OTHER'} --html {target or '-'}"
         )
     with busy("compiling"):
         file = open_gguf(path)
-        if target.exists() and target.samefile(file.path):
+        if target is not None and target.exists() and target.samefile(file.path):
             raise BrioletteError(f"{target} is the model itself; say with -o where the page is to be")
         spec, kv, context, chunk = (options[key] for key in ("spec", "kv", "context", "chunk"))
         tree = architecture(spec, file.header)
@@ -53,6 +54,9 @@ def report(
         engine = options_for(file.header, front(tree, file.header, trace), kv, None, context, chunk)
         more = [] if other is None else [_beside(path, file.header, trace, subject(other))]
         text = page_of(file, tree, trace, engine, form, machine(bandwidth, peak), more)
+    if target is None:
+        result(text, end="")
+        return
     write_whole(target, text)
     result(str(target))
     note(f"{size(len(text.encode()))}, whole in itself: open it with any browser")

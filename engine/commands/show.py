@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from typing import Any
 
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Module, nodes_of
-from briolette.compiler.pipeline import STAGES, Trace, front, optimise, stage_of
+from briolette.compiler.pipeline import STAGES, Trace, form_named, front, optimise, stage_of
 from briolette.compiler.plan import plan
 from briolette.compiler.text import print_module
 from briolette.engine.gguf import open_gguf
 from briolette.engine.model import architecture, options_for
-from briolette.engine.subjects import FORMS, LAST, form_of, is_architecture, sized
+from briolette.engine.subjects import is_architecture, parted, sized, stage_named
 
 from .terminal import busy, colours, result, result_json, table
 
@@ -28,7 +29,7 @@ CODES = {"d": "2", "green": "32", "cyan": "36", "yellow": "33", "bold": "1", "bl
 
 def show(
     path: str,
-    stage: str,
+    stage: str | None,
     form: str,
     block: str | None,
     full: bool,
@@ -37,23 +38,25 @@ def show(
     as_json: bool,
     options: dict[str, Any],
 ) -> None:
-    if form not in FORMS:
-        raise BrioletteError(f"there is no form `{form}`; there are {', '.join(FORMS)}")
-    stage = STAGES[-1] if stage == LAST else stage
-    if stage not in STAGES:
-        raise BrioletteError(f"there is no stage `{stage}`; there are {', '.join(STAGES)}")
+    wanted = form_named(form)
+    if stats and memory:
+        raise BrioletteError("--stats and --plan each print something instead of the program; leave one out")
+    name, told = parted(path)
+    if told is not None and stage is not None and told != stage_named(stage):
+        raise BrioletteError(f"{path} names the stage {told}, and --stage another; leave one out")
+    stage = told or stage_named(stage or STAGES[0])
     spec, kv, context, chunk = (options[key] for key in ("spec", "kv", "context", "chunk"))
-    if is_architecture(path) and spec is None:
-        tree, header = sized(path)
+    if is_architecture(name) and spec is None:
+        tree, header = sized(name)
     else:
-        header = open_gguf(path).header
+        header = open_gguf(name).header
         tree = architecture(spec, header)
     trace = Trace()
     with busy("compiling"):
         module = front(tree, header, trace)
         engine = options_for(header, module, kv, None, context, chunk)
         if stats or memory or stage not in trace.modules:
-            module = optimise(module, form_of(form, engine.cache), trace)
+            module = optimise(module, replace(wanted, cache=engine.cache), trace)
     rows = 1 if form == "decode" else engine.chunk
     if stats:
         _stats(trace, as_json)

@@ -46,15 +46,6 @@ def result_json(value: object) -> None:
     result(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
-
-
 @contextlib.contextmanager
 def busy(message: str) -> Iterator[None]:
     """Shows on a terminal, after half a second, what is going on."""

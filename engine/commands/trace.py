@@ -13,17 +13,20 @@ import numpy as np
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Node
 from briolette.compiler.plan import is_view
+from briolette.compiler.values import stem
 from briolette.spec.errors import SpecError
 from briolette.spec.tree import Architecture
 
 from ..gguf import open_gguf
 from ..model import Model, architecture, load
-from ..tracing.compare import Comparison, Finding, compare, same_tokens
+from ..tracing.compare import Tracing, held_against, same_tokens
 from ..tracing.file import Recording, save
 from ..tracing.file import load as load_trace
+from ..tracing.judge import Finding
 from ..tracing.record import record, where
 from ..tracing.replay import Compared, result_label, scope_of
-from ..tracing.source import rests_on, shown
+from ..tracing.source import kinds_decided, rests_on, shown
+from ..words import ids_of, size
 from .terminal import busy, colours, note, result, result_json, styled, table
 
 WINDOW = 4  # rows shown before and after the first divergence
@@ -65,9 +68,11 @@ def trace(
     same_tokens(np.array(ids), reference)
     # What the reference backend computes is part of any comparison.
     seen = output is not None or options["backend"] != "reference"
-    ours = recording(model, ids, patterns) if seen else None
+    ours = recording(model, ids, patterns if output is not None else ()) if seen else None
     with busy("comparing"):
-        found = compare(model.file, model.tree, model.module, reference, ours, tolerance)
+        found = held_against(model.file, model.tree, model.module, reference, ours, tolerance, patterns)
+    for remark in found.notes:
+        note(remark)
     if output is not None and ours is not None:
         written(output, ours)
     if as_json:
@@ -94,6 +99,9 @@ def with_reasons(problem: SpecError, tree: Architecture) -> SpecError:
     if not found:
         return problem
     reasons = ", ".join(f"`{name}` of line {line.span.line}" for name, _, line in found)
+    decided = kinds_decided(tree)
+    if decided is not None and any(kind for _, kind, _ in found):
+        reasons += f"; which kind a layer is of is said by line {decided.span.line}"
     hint = f"{problem.hint}\n  " if problem.hint else ""
     return SpecError(problem.message, problem.span, tree.source, f"{hint}this line rests on {reasons}")
 
@@ -101,10 +109,7 @@ def with_reasons(problem: SpecError, tree: Architecture) -> SpecError:
 def token_ids(model: Model, prompt: str | None, tokens: str | None) -> list[int]:
     """The tokens to run."""
     if tokens is not None:
-        try:
-            return [int(part) for part in tokens.split(",")]
-        except ValueError:
-            raise BrioletteError(f"--tokens are numbers with commas between them, not {tokens!r}") from None
+        return ids_of(tokens, "--tokens")
     if prompt is None:
         raise BrioletteError("there is nothing to run: give a --prompt, or --tokens such as 2,5,9")
     return model.tokenize(prompt)
@@ -133,8 +138,8 @@ def recording(model: Model, ids: Sequence[int], patterns: Sequence[str]) -> Reco
 
 def written(output: str, recorded: Recording) -> None:
     save(output, recorded)
-    size = sum(value.nbytes for value in recorded.values.values()) / 2**20
-    note(f"{len(recorded.values)} values of {len(recorded.tokens)} tokens in {output} ({size:.1f} MiB)")
+    bytes = sum(value.nbytes for value in recorded.values.values())
+    note(f"{len(recorded.values)} values of {len(recorded.tokens)} tokens in {output} ({size(bytes)})")
 
 
 # --- what a recording holds -----------------------------------------------------------------------------
@@ -161,7 +166,7 @@ def listing(model: Model, recorded: Recording, as_json: bool) -> None:
 # --- what a comparison found ----------------------------------------------------------------------------
 
 
-def report(found: Comparison, model: Model, everything: bool) -> str:
+def report(found: Tracing, model: Model, everything: bool) -> str:
     """The comparison as text."""
     reference = found.reference
     about = (
@@ -182,20 +187,23 @@ def report(found: Comparison, model: Model, everything: bool) -> str:
     return "\n\n".join(sections)
 
 
-def told(found: Comparison, finding: Finding, model: Model) -> str:
+def told(found: Tracing, finding: Finding, model: Model) -> str:
     """The first divergence: what, where, how much, and why."""
     row, (layer, block) = finding.row, found.module.places.get(finding.row.node, (None, "main"))
     kind = next((name for name, layers, _ in found.module.kinds if layer in layers), "")
     at = "outside of the layers" if layer is None else f"layer {layer}" + (f" ({kind})" if kind else "")
     head = styled("first divergence", "1;31", sys.stdout)
-    lines = [f"{head}: {styled(row.label, '1', sys.stdout)}, {at}, block {block.split('.')[0]}, {finding.item.op}"]
+    lines = [f"{head}: {styled(row.label, '1', sys.stdout)}, {at}, block {stem(block)}, {finding.item.op}"]
     if finding.place is not None:
         lines.append(shown(finding.place, finding.place.why or "here the two part", found.tree))
     if finding.side == "backend":
         lines.append(
             f"  The program is right: it is {model.backend.name} that computes this op otherwise than it is defined."
         )
-    if len(finding.through) > 1 and finding.cause is None:
+    if finding.between and finding.cause is None:
+        named = ", ".join(f"`{label}`" for label in finding.between)
+        lines.append(f"  On the way there the reference has {named}, which equals nothing of ours.")
+    elif len(finding.through) > 1 and finding.cause is None:
         lines.append(f"  The reference has nothing in between: it may be any of lines {_listed(finding.through)}.")
     if row.note:
         lines.append(f"  {row.note}")
@@ -208,12 +216,12 @@ def told(found: Comparison, finding: Finding, model: Model) -> str:
     return "\n".join(lines)
 
 
-def also(found: Comparison) -> list[str]:
+def also(found: Tracing) -> list[str]:
     """The other lines that diverge by themselves."""
     rows = [
         [
             finding.row.label + (f" and {len(finding.labels) - 1} more" if len(finding.labels) > 1 else ""),
-            "" if finding.place is None else _where(finding.place.span),
+            "" if finding.place is None else finding.place.span.place,
             f"{finding.row.local:.2g}",
             finding.cause.text if finding.cause is not None else "",
         ]
@@ -222,13 +230,13 @@ def also(found: Comparison) -> list[str]:
     return ["also diverging, each by itself:\n" + table(rows, "llr")] if rows else []
 
 
-def structure(found: Comparison) -> list[str]:
+def structure(found: Tracing) -> list[str]:
     """What only one side has."""
     sides = (("the reference", found.missing), ("this program", found.extra))
     return [f"only {who} has {_listed(names)}" for who, names in sides if names]
 
 
-def errors(found: Comparison, everything: bool) -> str:
+def errors(found: Tracing, everything: bool) -> str:
     """The error growing along the graph: all rows, or a window around the first divergence and one row a layer."""
     first = found.findings[0].row if found.findings else None
     rows = distinct(found.rows, first)
@@ -264,7 +272,7 @@ def distinct(rows: Sequence[Compared], first: Compared | None) -> list[Compared]
     return kept
 
 
-def compressed(found: Comparison, rows: Sequence[Compared], first: Compared | None) -> list[Compared]:
+def compressed(found: Tracing, rows: Sequence[Compared], first: Compared | None) -> list[Compared]:
     """The rows worth a look."""
     at = next((i for i, row in enumerate(rows) if row is first), -1)
     results = {result_label(found.module, row.node) for row in found.rows} & {row.label for row in found.rows}
@@ -286,7 +294,7 @@ def bar(error: float) -> str:
     return styled("█" * filled, "31" if share > 0.6 else "33", sys.stdout) if colours(sys.stdout) else "█" * filled
 
 
-def document(found: Comparison, model: Model) -> dict[str, Any]:
+def document(found: Tracing, model: Model) -> dict[str, Any]:
     """The comparison for a program to read."""
     reference = found.reference
     return {
@@ -298,13 +306,14 @@ def document(found: Comparison, model: Model) -> dict[str, Any]:
         "tolerance": found.floor,
         "diverges": bool(found.findings),
         "findings": [_finding(found, finding) for finding in found.findings],
+        "notes": found.notes,
         "only_in_reference": found.missing,
         "only_here": found.extra,
         "values": [_row(found, row) for row in found.rows],
     }
 
 
-def _finding(found: Comparison, finding: Finding) -> dict[str, Any]:
+def _finding(found: Tracing, finding: Finding) -> dict[str, Any]:
     place = finding.place
     return {
         **_row(found, finding.row),
@@ -313,17 +322,18 @@ def _finding(found: Comparison, finding: Finding) -> dict[str, Any]:
         "line": None if place is None else {"file": place.span.file, "line": place.span.line, "column": place.span.col},
         "why_this_line": place.why if place is not None else "",
         "lines_between": list(finding.through),
+        "between": list(finding.between),
         "cause": finding.cause.text if finding.cause is not None else None,
         "labels": list(finding.labels),
     }
 
 
-def _row(found: Comparison, row: Compared) -> dict[str, Any]:
+def _row(found: Tracing, row: Compared) -> dict[str, Any]:
     layer, block = found.module.places.get(row.node, (None, "main"))
     return {
         "label": row.label,
         "layer": layer,
-        "block": block.split(".")[0],
+        "block": stem(block),
         "op": row.node.op,
         "shape": list(row.theirs.shape),
         "where": where(found.module, row.node),
@@ -343,10 +353,6 @@ def _number(value: float) -> float | None:
 
 def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def _where(span: Any) -> str:
-    return f"{str(span.file).rsplit('/', 1)[-1]}:{span.line}"
 
 
 def _listed(items: Sequence[object]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from briolette.backends.base import token_ids
 from briolette.compiler.dims import evaluate
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Module, Node
@@ -23,6 +24,7 @@ from ..gguf import GgufFile, open_gguf
 from ..model import architecture
 from ..tokenizer import Tokenizer
 from ..tracing.file import Recording, save
+from ..words import ids_of
 from .table import Table, Theirs, beside, chosen, load
 
 Array = NDArray[Any]
@@ -75,13 +77,13 @@ def open_reference(path: str, tokens: list[int] | None, prompt: str = "") -> Ref
     tree = architecture(None, file.header)
     table = load(beside(syntax.shipped()[tree.name]))
     tokens = Tokenizer(file.header).encode(prompt) if tokens is None else tokens
-    rows = file.header.tensors["token_embd.weight"].shape[0]
+    module = front(tree, file.header)
+    rows = token_ids(module)
     if not tokens:
         raise BrioletteError("there are no tokens to run: give a --prompt, or --tokens such as 2,5,9")
     wrong = next((token for token in tokens if not 0 <= token < rows), None)
     if wrong is not None:
         raise BrioletteError(f"token id {wrong} is outside the vocabulary of {rows}")
-    module = front(tree, file.header)
     return Reference(file, table, module, tokens, labels(module))
 
 
@@ -99,11 +101,12 @@ def main(name: str, about: str, record: Callable[[Reference], dict[str, str]]) -
     parser.add_argument("model", help="a GGUF file")
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", default="", help="a text, which the file's tokenizer splits")
-    prompt.add_argument("--tokens", type=_ids, help="token ids, such as 2,5,9")
+    prompt.add_argument("--tokens", help="token ids, such as 2,5,9")
     parser.add_argument("-o", "--output", required=True, help="the trace to write, an .npz file")
     options = parser.parse_args()
     try:
-        reference = open_reference(options.model, options.tokens, options.prompt)
+        given = None if options.tokens is None else ids_of(options.tokens, "--tokens")
+        reference = open_reference(options.model, given, options.prompt)
         told = {**record(reference), "model": reference.file.path.name}
         save(options.output, Recording(np.array(reference.tokens, np.int32), reference.values, told))
     except BrioletteError as error:
@@ -119,10 +122,3 @@ def not_installed(missing: ModuleNotFoundError) -> NoReturn:
     """What is said where the other engine is not installed."""
     sys.stderr.write(f"error: {missing.name} is not installed here; `make peers` makes an environment that has it\n")
     sys.exit(2)
-
-
-def _ids(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"token ids are numbers with commas between them, not {text!r}") from None

@@ -46,7 +46,12 @@ def build(reference: Reference) -> Any:
     """transformers' model with the file's weights. Raises BrioletteError where the two do not fit each other."""
     file, table = reference.file, reference.table
     given = settings(table, "transformers config", file.header, reference.layers)
-    kind = getattr(transformers, given.pop("class"))
+    name = given.pop("class")
+    kind = getattr(transformers, name, None)
+    if kind is None:
+        raise BrioletteError(
+            f"transformers {transformers.__version__} has no {name}: `make peers` installs a release that has it"
+        )
     config = kind.config_class(**given, attn_implementation="eager", experts_implementation="eager")
     with no_init_weights():
         model = kind(config).float().eval()

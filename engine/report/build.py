@@ -10,11 +10,11 @@ from typing import Any
 
 from briolette.backends.base import Options, looked_up
 from briolette.compiler.ir import Module
-from briolette.compiler.pipeline import Form, Trace
-from briolette.compiler.text import layer_ranges
-from briolette.engine.commands.terminal import size
+from briolette.compiler.pipeline import Trace, form_named
+from briolette.compiler.text import layer_ranges, plain
 from briolette.engine.gguf import GgufFile
 from briolette.engine.memory import MemoryPlan, plan_memory
+from briolette.engine.words import many, short_count, size
 from briolette.spec.syntax import Architecture
 
 from .ceilings import Machine
@@ -22,7 +22,7 @@ from .charts import Share, kv_chart, roofline, shares, times
 from .costs import Step
 from .follow import compiled
 from .page import Html, Section, escape, page, table
-from .picture import PALETTE, Layer, kinds_table, picture, shown_value, stack, versions
+from .picture import PALETTE, Layer, kinds_table, picture, stack, versions
 from .program import blocks_data, op_docs, stages_data
 from .spec_text import spec_html
 from .words import RULES, STAGES
@@ -43,10 +43,7 @@ def report(
     """The page about a model. `trace` has the stages that all forms share; `form` is the program to show first;
     `more` are sections for the end of the page."""
     header, module = file.header, trace.modules["elaborated"]
-    programs = [
-        compiled(trace, "decode", Form(tokens=1, cache=options.cache)),
-        compiled(trace, "prefill", Form(cache=options.cache)),
-    ]
+    programs = [compiled(trace, name, form_named(name, options.cache)) for name in FORMS]
     steps = [Step("decode", 1, options.context), Step("prefill", options.chunk, options.context)]
     blocks = blocks_data(trace, programs, steps)
     memory = plan_memory(file, trace.modules["unrolled"], options)
@@ -93,7 +90,7 @@ def _head(file: GgufFile, module: Module, name: str, spec: str, layers: int, opt
     trained = header.metadata.get(f"{header.architecture}.context_length")
     facts = [
         ("spec", spec),
-        ("parameters", _count(parameters)),
+        ("parameters", short_count(parameters)),
         ("file", size(file.size)),
         ("layers", layers),
         ("trained context", f"{trained:,}" if isinstance(trained, int) else "not said"),
@@ -109,7 +106,7 @@ def _head(file: GgufFile, module: Module, name: str, spec: str, layers: int, opt
         counts[tensor.format] += 1
         stored[tensor.format] += len(file.tensor_bytes(tensor.name))
     parts: list[Share] = [
-        (format, count, f"w{place % PALETTE}", _many(counts[format], "tensor"))
+        (format, count, f"w{place % PALETTE}", many(counts[format], "tensor"))
         for place, (format, count) in enumerate(stored.most_common())
     ]
     return (
@@ -121,13 +118,13 @@ def _head(file: GgufFile, module: Module, name: str, spec: str, layers: int, opt
 def _param(value: Any) -> str:
     """A hyperparameter; where layers have their own, each value with its layers."""
     if not isinstance(value, tuple):
-        return escape(shown_value(value))
+        return escape(plain(value))
     of: dict[Any, list[int]] = {}
     for layer, each in enumerate(value):
         of.setdefault(each, []).append(layer)
     if len(of) > 8:
         return escape(f"{len(of)} different values")
-    return ", ".join(f"{escape(shown_value(each))} <small>{layer_ranges(which)}</small>" for each, which in of.items())
+    return ", ".join(f"{escape(plain(each))} <small>{layer_ranges(which)}</small>" for each, which in of.items())
 
 
 def _layers(module: Module, layers: Sequence[Layer], options: Options) -> str:
@@ -219,11 +216,7 @@ def _memory(file: GgufFile, module: Module, plan: MemoryPlan) -> str:
 
 
 def _kv_words(positions: int, token: int, stored: Sequence[int]) -> str:
-    return f"{size(token)} a token in {_many(len(stored), 'layer')}, {positions:,} positions"
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return f"{size(token)} a token in {many(len(stored), 'layer')}, {positions:,} positions"
 
 
 def _roofline(work: dict[str, Any], steps: Sequence[Step], machine: Machine) -> str:
@@ -239,13 +232,6 @@ def _roofline(work: dict[str, Any], steps: Sequence[Step], machine: Machine) -> 
         f'<ul class="from"><li>memory: {machine.bandwidth / 1e9:.1f} GB/s, {escape(machine.bandwidth_from)}</li>'
         f"<li>arithmetic: {machine.peak / 1e9:.0f} GFLOP/s, {escape(machine.peak_from)}</li></ul>{tables}"
     )
-
-
-def _count(number: int) -> str:
-    for unit, scale in ((" B", 10**9), (" M", 10**6), (" k", 10**3)):
-        if number >= scale:
-            return f"{number / scale:.2f}{unit}"
-    return str(number)
 
 
 def default_output(model: str) -> Path:

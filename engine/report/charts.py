@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from briolette.engine.commands.terminal import size
 from briolette.engine.memory import MemoryPlan
+from briolette.engine.words import size
 
 from .ceilings import Machine
 from .page import Html, escape, table
+from .picture import PALETTE
 from .work import Work, total
 
 Share = tuple[str, float, str, str]  # name, bytes, colour's class, what it is
@@ -53,7 +54,7 @@ def kv_chart(plan: MemoryPlan) -> str:
         here = {at: below[at] + kind.token_bytes * min(at, kind.positions) for at in marks}
         outline = [(x(at), y(here[at])) for at in marks] + [(x(at), y(below[at])) for at in reversed(marks)]
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in outline)
-        colour = [k.kind for k in plan.kv].index(kind.kind)
+        colour = plan.kv.index(kind) % PALETTE
         told = f"{kind.kind}: {size(kind.token_bytes)} a token, {size(kind.bytes)} at {context} tokens"
         parts.append(f'<polygon class="f{colour} soft" points="{points}"><title>{escape(told)}</title></polygon>')
         below = here
@@ -168,8 +169,9 @@ def times(step: str, works: Sequence[Work], machine: Machine, tokens: int, shown
         "least time",
         "of the step",
     ]
-    said = f"<p>At these ceilings a step takes at least <b>{_time(seconds)}</b>: no more than "
-    said += f"<b>{tokens / seconds:,.0f} tokens a second</b>.</p>"
+    source = "measurements" if machine.measured else "figures"
+    said = f"<p>By these {source} a step takes about <b>{_time(seconds)}</b> at best: "
+    said += f"about <b>{_rate(tokens / seconds)} tokens a second</b>.</p>"
     return f'<div class="of-form" data-form="{step}">{said}{table(rows, head, "lrrrrlrr", "times")}</div>'
 
 
@@ -190,6 +192,10 @@ def _time_row(work: Work, seconds: float, machine: Machine) -> list[object]:
 
 def _meter(share: float) -> Html:
     return Html(f'<i class="meter" style="--s:{share:.4f}"></i>{share:.1%}')
+
+
+def _rate(count: float) -> str:
+    return f"{count:,.0f}" if count >= 10 else f"{count:.2g}"
 
 
 def _time(seconds: float) -> str:

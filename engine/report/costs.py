@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from briolette.backends import formats
+from briolette.backends.formats import element_bytes
 from briolette.compiler.cost import Cost, Costs
 from briolette.compiler.ir import Block, Module, Node, called
 from briolette.compiler.text import statements
@@ -28,19 +28,13 @@ class Step:
     context: int
 
 
-def element_bytes(name: str) -> float:
-    """Bytes that an element of a stored format takes, a fraction perhaps."""
-    found = formats.get(name)
-    return found.bytes / found.elements
-
-
 class BlockCosts:
     """Costs of block form's ops in a step. What several ops became one of is told of the first of them."""
 
     def __init__(
         self, module: Module, layers: dict[str, tuple[int, ...]], instances: Instances, story: Story, step: Step
     ):
-        stage = story.stages[-2]
+        stage = story.before_kernels
         self.costs = Costs(story.modules[stage], element_bytes, step.tokens, step.context)
         self.own: dict[tuple[str, Node, int | None], Cost] = {}
         self.of_blocks: dict[tuple[str, int | None], Cost] = {}

@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from briolette.compiler.diffing import hunks as compared
 from briolette.compiler.diffing.hunks import Hunk, Line
 from briolette.compiler.diffing.tables import Row
-from briolette.engine.comparison import Comparison, causes, place, spec_line, where
+from briolette.engine.comparison import Comparison, causes, spec_line, where
 
 from .page import Section, escape, page, table
 
@@ -33,7 +33,8 @@ def diff_section(found: Comparison) -> Section:
 
 def _about(found: Comparison) -> str:
     sides = table([[name, about] for name, about in zip(found.names, found.about, strict=True)])
-    return f"{sides}<p>There is no difference.</p>" if found.same else sides
+    notes = "".join(f"<p>{escape(note)}.</p>" for note in found.notes)
+    return f"{sides}{'<p>There is no difference.</p>' * found.same}{notes}"
 
 
 def _hunks(section: compared.Section, found: Comparison) -> str:
@@ -41,7 +42,8 @@ def _hunks(section: compared.Section, found: Comparison) -> str:
 
 
 def _tables(found: Comparison) -> Iterator[str]:
-    for title, differing in (("hyperparameter", found.params), ("kind of layer", found.kinds)):
+    tables = (("renamed", found.renamed), ("hyperparameter", found.params), ("kind of layer", found.kinds))
+    for title, differing in tables:
         yield _rows(title, differing)
     if found.tensors:
         yield table([[row.name, row.before or "-", row.after or "-"] for row in found.tensors], ["tensor", *SIDES])
@@ -66,7 +68,8 @@ def _numbers(rows: Iterable[tuple[str, float | None, float | None]]) -> Iterator
 
 def _hunk(hunk: Hunk, found: Comparison) -> str:
     behind = [
-        _row((("", "quiet"), (f"<b>{place(s)}</b>  {escape(spec_line(s))}", "quiet"))) for s in causes(hunk, found)
+        _row((("", "quiet"), (f"<b>{'&gt; ' * (mark == '>')}{span.place}</b>  {escape(spec_line(span))}", "quiet")))
+        for mark, span in causes(hunk, found)
     ]
     rows = [_specs(hunk), *behind, *(_line(line) for line in hunk.lines)]
     about = where(hunk)
@@ -79,7 +82,7 @@ def _specs(hunk: Hunk) -> str:
     texts = [spec_line(span) if span else "" for span in (hunk.before, hunk.after)]
     words = [re.findall(r"\w+|\s+|.", text) for text in texts]
     matcher = SequenceMatcher(None, *words, autojunk=False)
-    sides = [[f"<b>{escape(place(span))}</b>  "] if span else [] for span in (hunk.before, hunk.after)]
+    sides = [[f"<b>{escape(span.place)}</b>  "] if span else [] for span in (hunk.before, hunk.after)]
     for tag, i1, i2, j1, j2 in matcher.get_opcodes():
         for side, part in zip(sides, ("".join(words[0][i1:i2]), "".join(words[1][j1:j2])), strict=True):
             side.append(

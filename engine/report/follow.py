@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from briolette.compiler.ir import Block, Module, Node, called, nodes_of, topological, users
+from briolette.compiler.ir import Module, Node, nodes_of, topological, users
 from briolette.compiler.pipeline import Form, Trace, optimise
 from briolette.compiler.plan import is_view
 from briolette.compiler.unroll import unroll
@@ -50,23 +50,6 @@ def compiled(front: Trace, name: str, form: Form) -> Program:
     return Program(name, whole, followed)
 
 
-def layers_of(module: Module) -> dict[str, tuple[int, ...]]:
-    """The layers that each block of block form takes part in."""
-    found: dict[str, set[int]] = {}
-
-    def visit(block: Block, layer: int) -> None:
-        found.setdefault(block.name, set()).add(layer)
-        for item in topological(block.roots):
-            for inner in called(item):
-                visit(inner, layer)
-
-    for item in topological(module.roots):
-        if item.op == "layers":
-            for layer, block in item["table"]:
-                visit(block, layer)
-    return {name: tuple(sorted(layers)) for name, layers in found.items()}
-
-
 class Instances:
     """Which unrolled nodes each op of block form became, in each layer."""
 
@@ -93,6 +76,7 @@ class Story:
         modules = program.trace.modules
         stages = list(modules)
         self.stages = stages[stages.index("unrolled") + 1 :]
+        self.before_kernels = stages[stages.index("fused") - 1]
         self.modules = modules
         self.now: dict[str, dict[Node, list[Node]]] = {}
         for stage in self.stages:
@@ -109,7 +93,7 @@ class Story:
 
     def _kernels(self, program: Program) -> dict[Node, list[Node]]:
         """The fused nodes that compute each node of the stage before: a kernel's body is the ops it replaces."""
-        before, stands_for = self.stages[-2], program.stands_for
+        before, stands_for = self.before_kernels, program.stands_for
         roots: dict[tuple[tuple[Node, ...], str], Node] = {}
         for item in topological(self.modules[before].roots):
             roots.setdefault((stands_for[before].get(item, ()), item.op), item)
@@ -126,7 +110,7 @@ class Story:
         """What the stages did to an unrolled node, in their order; stages that left it alone are not told."""
         told: list[tuple[str, str, str]] = []
         now = [item]
-        for stage in self.stages[:-1]:
+        for stage in self.stages[: self.stages.index("fused")]:
             after = self.now[stage].get(item, [])
             if not after:
                 told.append((stage, "dropped: nothing reads it any more", ""))

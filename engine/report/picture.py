@@ -6,14 +6,14 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from briolette.backends.formats import element_bytes
 from briolette.compiler.dims import evaluate
 from briolette.compiler.ir import Block, Module, Node, called, topological
-from briolette.compiler.text import layer_ranges, statements
-from briolette.engine.commands.terminal import size
+from briolette.compiler.text import layer_ranges, plain, statements
+from briolette.compiler.values import stem
+from briolette.engine.words import size
 
-from .costs import element_bytes
 from .page import Html, escape, table
 
 PALETTE = 6  # kinds have so many colours; more kinds begin again
@@ -32,6 +32,11 @@ class Layer:
     weights: float = 0
     cache: float = 0
 
+    @property
+    def colour(self) -> int:
+        """The number of its kind's colour."""
+        return self.kind % PALETTE
+
 
 def stack(module: Module, cache_bytes: Mapping[int, float]) -> list[Layer]:
     """The layers of a module in block form. `cache_bytes`: what each keeps of K and V, in whatever unit."""
@@ -40,7 +45,7 @@ def stack(module: Module, cache_bytes: Mapping[int, float]) -> list[Layer]:
     found = []
     for item in topological(module.roots):
         for number, block in item["table"] if item.op == "layers" else ():
-            layer = Layer(number, of.get(number, 0) % PALETTE, block, cache=cache_bytes.get(number, 0))
+            layer = Layer(number, of.get(number, 0), block, cache=cache_bytes.get(number, 0))
             for inner, node in _inside(block):
                 layer.parts.setdefault(stem(inner.name), inner)
                 if node.op == "cache":
@@ -51,11 +56,6 @@ def stack(module: Module, cache_bytes: Mapping[int, float]) -> list[Layer]:
             layer.donors.discard(number)
             found.append(layer)
     return found
-
-
-def stem(name: str) -> str:
-    """A block's name without its kind and version."""
-    return name.split(".", 1)[0]
 
 
 def version(name: str) -> str:
@@ -81,15 +81,15 @@ def picture(layers: Sequence[Layer], kinds: Sequence[str], cache_unit: str) -> s
     shared = [(layer, donor) for layer in layers for donor in sorted(layer.donors) if donor in at]
     reach = max((abs(layer.number - donor) for layer, donor in shared), default=0)
     top = HEAD + min(REACH, 4 * reach) if shared else 8
-    parts = [_arc(at[layer.number], at[donor], wide, top, layer.kind) for layer, donor in shared]
+    parts = [_arc(at[layer.number], at[donor], wide, top, layer.colour) for layer, donor in shared]
     y = top
     for layer in layers:
-        name = kinds[layer.kind] if layer.kind < len(kinds) else ""
+        x, name = at[layer.number], kinds[layer.kind] if layer.kind < len(kinds) else ""
         told = f"layer {layer.number}{f', {name}' if name else ''}: {layer.block.name}"
         parts.append(
             f'<g class="layer" data-block="{escape(layer.block.name)}"><title>{escape(told)}</title>'
-            f'<rect class="f{layer.kind}" x="{at[layer.number]}" y="{y}" width="{wide - GAP}" height="{CELL}" rx="4"/>'
-            f'<text class="in" x="{at[layer.number] + (wide - GAP) / 2}" y="{y + 21}">{layer.number}</text></g>'
+            f'<rect class="f{layer.colour}" x="{x}" y="{y}" width="{wide - GAP}" height="{CELL}" rx="4"/>'
+            f'<text class="in" x="{x + (wide - GAP) / 2}" y="{y + 21}">{layer.number}</text></g>'
         )
     parts.append(_label("layer", y + 21))
     y += CELL + 8
@@ -105,7 +105,7 @@ def picture(layers: Sequence[Layer], kinds: Sequence[str], cache_unit: str) -> s
             parts.append(
                 f'<g class="part{" other" if mark else ""}" data-block="{escape(part.name)}"><title>'
                 f"layer {layer.number}: {escape(part.name)}</title>"
-                f'<rect class="f{layer.kind}" x="{x}" y="{y}" width="{wide - GAP}" height="{ROW - 3}" rx="3"/>'
+                f'<rect class="f{layer.colour}" x="{x}" y="{y}" width="{wide - GAP}" height="{ROW - 3}" rx="3"/>'
                 f'<text class="in" x="{x + (wide - GAP) / 2}" y="{y + 11.5}">{mark}</text></g>'
             )
         y += ROW
@@ -126,13 +126,13 @@ def _label(text: str, y: float) -> str:
     return f'<text class="label" x="{LABELS - 10}" y="{y}">{escape(text)}</text>'
 
 
-def _arc(x: float, donor: float, wide: int, top: int, kind: int) -> str:
+def _arc(x: float, donor: float, wide: int, top: int, colour: int) -> str:
     """From a layer without a cache of its own to the layer whose cache it reads."""
     a, b, y = x + (wide - GAP) / 2, donor + (wide - GAP) / 2, top - 3
     high = y - min(REACH, 4 * abs(a - b) / wide) / 0.75  # such a curve goes up three quarters of the way
     return (
-        f'<path class="arc s{kind}" d="M{a} {y}C{a} {high:.1f} {b} {high:.1f} {b} {y - 4}"/>'
-        f'<path class="tip f{kind}" d="M{b - 3.5} {y - 5}h7l-3.5 6z"/>'
+        f'<path class="arc s{colour}" d="M{a} {y}C{a} {high:.1f} {b} {high:.1f} {b} {y - 4}"/>'
+        f'<path class="tip f{colour}" d="M{b - 3.5} {y - 5}h7l-3.5 6z"/>'
     )
 
 
@@ -147,7 +147,7 @@ def _bars(
         high = (BARS - 4) * count / most
         yield (
             f"<g><title>layer {layer.number}: {escape(size(count))} {escape(unit)}</title>"
-            f'<rect class="f{layer.kind} soft" x="{at[layer.number]}" y="{y + BARS - high:.1f}" '
+            f'<rect class="f{layer.colour} soft" x="{at[layer.number]}" y="{y + BARS - high:.1f}" '
             f'width="{wide - GAP}" height="{high:.1f}" rx="2"/></g>'
         )
     yield f'<path class="axis" d="M{LABELS} {y + BARS + 0.5}H{LABELS + wide * len(layers) - GAP}"/>'
@@ -161,18 +161,11 @@ def kinds_table(module: Module) -> str:
             Html(f'<i class="dot f{place % PALETTE}"></i><b>{escape(name)}</b>'),
             len(layers),
             layer_ranges(layers),
-            *(shown_value(dict(entries).get(key)) for key in keys),
+            *(plain(dict(entries).get(key)) for key in keys),
         ]
         for place, (name, layers, entries) in enumerate(module.kinds)
     ]
     return table(rows, ["kind", "layers", "which", *keys], "lr", "kinds") if rows else ""
-
-
-def shown_value(value: Any) -> str:
-    """A setting of a spec in the spec's words."""
-    if isinstance(value, float):
-        return f"{int(value):,}" if value.is_integer() else f"{value:g}"
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def versions(module: Module, layers: Sequence[Layer]) -> str:

@@ -63,8 +63,10 @@ function opRow(op) {
 
 function showCosts(block) {
   const whole = moved(blocks.get("main").cost[form]) || 1;
-  block.sum_at.textContent = size(moved(block.cost[form]));
-  block.sum_at.title = `weights and KV cache moved in a ${form} step, over all its layers`;
+  const own = block.ops.filter(op => !op.calls.length).reduce((sum, op) => sum + moved(op.cost[form]), 0);
+  block.sum_at.textContent = size(own);
+  block.sum_at.title = `weights and KV cache that its own ops move in a ${form} step, over all its layers; ` +
+    `with what it calls: ${size(moved(block.cost[form]))}`;
   for (const op of block.ops_at.firstChild ? block.ops : []) {
     const bytes = moved(op.cost[form]), own = !op.calls.length;
     op.cost_at.replaceChildren(bytes && own ? size(bytes) : "",

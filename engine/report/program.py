@@ -9,13 +9,14 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from briolette.compiler.ir import Block, Module, Node, called, nodes_of, topological
-from briolette.compiler.ops import OPS
+from briolette.backends.formats import element_bytes
+from briolette.compiler.ir import Block, Module, Node, called, layers_of_blocks, nodes_of, topological
+from briolette.compiler.ops import OPS, weight_below
 from briolette.compiler.pipeline import Trace
 from briolette.compiler.text import layer_ranges, statements
 
-from .costs import MAIN, BlockCosts, Layers, Step, element_bytes, numbers
-from .follow import Instances, Program, Story, layers_of
+from .costs import MAIN, BlockCosts, Layers, Step, numbers
+from .follow import Instances, Program, Story
 
 # What becomes of ops that exist in block form only, or that come from outside of the program.
 ENDS = {
@@ -30,7 +31,7 @@ ENDS = {
 def blocks_data(front: Trace, programs: Sequence[Program], steps: Sequence[Step]) -> list[dict[str, Any]]:
     """Every block of block form, `main` first, then callers before what they call."""
     module = front.modules["elaborated"]
-    layers, instances = layers_of(module), Instances(module)
+    layers, instances = layers_of_blocks(module), Instances(module)
     stories = {program.form: Story(program) for program in programs}
     costs = {step.name: BlockCosts(module, layers, instances, stories[step.name], step) for step in steps}
     stored = {t.name: t for t in module.tensors}
@@ -120,11 +121,7 @@ def _tensors(item: Node, layers: Layers, stored: dict[str, Any]) -> list[dict[st
 
 
 def _weights(item: Node) -> Iterable[Node]:
-    for arg in item.args:
-        while arg.op in ("dequant", "slice", "reshape"):
-            arg = arg.args[0]
-        if arg.op == "weight":
-            yield arg
+    return filter(None, map(weight_below, item.args))
 
 
 def _story(item: Node, story: Story, instances: dict[int | None, list[Node]]) -> list[dict[str, Any]]:

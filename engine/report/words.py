@@ -10,6 +10,7 @@ STAGES = {
     "head": "Where only the last token's logits are wanted, what needs only its row is narrowed to it.",
     "angles": "Rope becomes rotate, by a table of angles that all heads of a kind share.",
     "cache": "Every plane of the KV cache gets its element type.",
+    "integers": "Where weights are packed for it, products with quantised weights are made in integers.",
     "fused": "Views that no kernel can walk are copied; ops are grouped into kernels.",
 }
 RULES = {
@@ -26,6 +27,8 @@ RULES = {
     "cache-f32": "cache writes that keep f32",
     "cache-f16": "cache writes that keep f16",
     "cache-bf16": "cache writes that keep bf16",
+    "integer-linear": "products in integers: inputs quantised once, weights packed",
+    "integer-experts": "products with experts in integers",
     "copy-view": "values copied into an order that a kernel can walk",
     "fuse-linear": "kernels of products of one input, with the elementwise work on them",
     "fuse-experts": "kernels of products with each token's own experts",

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from briolette.compiler.values import bare, stem
+
 from .ceilings import Machine
-from .picture import stem
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,6 @@ def works(blocks: Iterable[dict[str, Any]], step: str) -> list[Work]:
 
 
 WEIGHTY = frozenset({"linear", "expert_linear", "embed"})  # ops that are told apart by their tensor
-
-
-def bare(tensor: str) -> str:
-    """`attn_q` of `blk.{i}.attn_q.weight`."""
-    return tensor.split("}.")[-1].removesuffix(".weight")
 
 
 def total(parts: Sequence[Work], name: str) -> Work:

@@ -16,8 +16,9 @@ from .measure import distance
 from .replay import Compared, Lane
 
 Array = NDArray[Any]
-LOOSE = 2.0  # how much less exact than the value itself an explanation may be
-ROUGH = 1e-3  # for explanations through a norm whose eps is not known
+BETTER = 0.5  # what an explanation must leave at most of the error
+GOLDEN = (5**0.5 - 1) / 2
+NARROWINGS = 60  # of an interval by golden section: to 3e-13 of its width
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Cause:
     operand: int | None = None
     reads: str = ""  # what the reference has as that operand
     attribute: str = ""
+    value: Any = None  # what the attribute should be
     extra: bool = False
     tensor: str = ""  # the tensor that only ours, or only the reference, is multiplied by
 
@@ -36,21 +38,25 @@ class Cause:
 class Case:
     """One diverging value: `item` is the op to blame, `row` the comparison where it shows.
 
-    `again(value)` is what the compared value would be if `item` were another value. `others` are the reference's
-    values before it, `there` what to say of those that we have not by that name, `tensors` small tensors of the
-    layer by name, `numbers` the model's sizes and other numbers by name, `ropes` the rotations that it may have:
-    attributes and frequency factors.
+    `after` are the ops from there to the compared value. `later(values)` is what that would be if some of these were
+    other values, `again(value)` what it would be if `item` were. `others` are the reference's values before it,
+    `there` what to say of those that we have not by that name, `mine` our values of the layer as they were compared,
+    `tensors` small tensors of the layer by name, `numbers` the model's sizes and other numbers by name, `ropes` the
+    rotations that it may have: attributes and frequency factors, `epsilons` what a norm's eps may be.
     """
 
     item: Node
     row: Compared
     inputs: Sequence[Array]
-    again: Callable[[Array], Array]
+    after: Sequence[Node]
+    later: Callable[[Mapping[Node, Array]], Array]
     others: Mapping[str, Array]
     there: Mapping[str, str]
+    mine: Mapping[str, Array]
     tensors: Mapping[str, Array]
     numbers: Mapping[str, float]
     ropes: Sequence[tuple[Mapping[str, Any], Array | None]]
+    epsilons: Sequence[tuple[float, str]]
     names: Mapping[Node, str]
     lane: Lane
     heavy: bool = False  # whether trying the op out means another pass over a large tensor
@@ -63,9 +69,17 @@ class Case:
     def theirs(self) -> Array:
         return self.row.theirs
 
-    def fits(self, value: Array, rough: float = 0.0) -> bool:
-        """Whether a value is what the reference has."""
-        return value.shape == self.theirs.shape and distance(value, self.theirs) <= max(LOOSE * self.row.allowed, rough)
+    def fits(self, value: Array) -> bool:
+        """Whether a value is what the reference has: equal but for rounding, and much nearer than ours is."""
+        return value.shape == self.theirs.shape and distance(value, self.theirs) <= self.enough
+
+    @property
+    def enough(self) -> float:
+        """The error that an explanation may leave."""
+        return min(self.row.allowed, BETTER * self.row.local)
+
+    def again(self, value: Array) -> Array:
+        return self.later({self.item: value})
 
     def evaluated(self, inputs: Sequence[Array], **changed: Any) -> Array:
         """What the compared value is with other operands or attributes of the op to blame."""
@@ -95,13 +109,32 @@ class Case:
 
     def name(self, index: int) -> str:
         """What an operand is called."""
-        arg = self.item.args[index]
+        return self.called(self.item.args[index])
+
+    def called(self, arg: Node) -> str:
+        """What a value of ours is called."""
         while arg.args and (arg.op == "reshape" or arg not in self.names):
             arg = arg.args[0]
         return f"`{self.names.get(arg, arg.op)}`"
 
 
 Detector = Callable[[Case], Cause | None]
+
+
+def narrowed(error: Callable[[float], float], low: float, high: float) -> float:
+    """Where between two numbers an error with one valley is least (Kiefer 1953)."""
+    a, b = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+    at_a, at_b = error(a), error(b)
+    for _ in range(NARROWINGS):
+        if at_a < at_b:
+            high, b, at_b = b, a, at_a
+            a = high - GOLDEN * (high - low)
+            at_a = error(a)
+        else:
+            low, a, at_a = a, b, at_b
+            b = low + GOLDEN * (high - low)
+            at_b = error(b)
+    return (low + high) / 2
 
 
 def roots(numbers: Mapping[str, float]) -> list[tuple[float, str]]:

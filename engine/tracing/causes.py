@@ -12,26 +12,44 @@ from dataclasses import replace
 import numpy as np
 
 from .case import Case, Cause, Detector
+from .exchanges import elsewhere, reordered, replaced, swapped
 from .factors import added, channels, constant, normed, permuted, shifted
 from .variants import caches, epsilon, operand, rotation, settings, skipped, unary, weighting
 
 # Those that look at what the op to blame does: they find it too where it lies some ops before the compared value.
-INSIDE: tuple[Detector, ...] = (skipped, rotation, caches, settings, weighting, unary, operand)
-DETECTORS: tuple[Detector, ...] = (
+INSIDE: tuple[Detector, ...] = (
+    epsilon,
     skipped,
+    replaced,
+    swapped,
+    reordered,
+    rotation,
+    caches,
+    settings,
+    weighting,
+    unary,
+    operand,
+)
+# Those that say the most first.
+DETECTORS: tuple[Detector, ...] = (
+    epsilon,
+    skipped,
+    replaced,
+    swapped,
+    reordered,
     constant,
     rotation,
     caches,
     settings,
+    channels,
+    weighting,
     unary,
     operand,
-    channels,
     normed,
-    weighting,
     shifted,
     permuted,
     added,
-    epsilon,
+    elsewhere,
 )
 
 

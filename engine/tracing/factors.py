@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .case import LOOSE, ROUGH, Array, Case, Cause, roots, scalars
+from .case import Array, Case, Cause, roots, scalars
 from .measure import distance
 
 
@@ -18,10 +18,10 @@ def constant(case: Case) -> Cause | None:
     names = [*scalars(case.tensors), *roots(case.numbers)]
     for value, name in names:
         for factor, text in ((value, f"times {name}"), (1 / value, f"divided by {name}")):
-            if abs(ratio / factor - 1) < 1e-4:
+            if abs(ratio / factor - 1) < 1e-4 and case.fits(case.ours / factor):
                 tensor = name.strip("`") if name.startswith("`") else ""
                 return Cause(f"ours is the reference's {text} (a factor of {ratio:.6g})", tensor=tensor)
-    return Cause(f"ours is {ratio:.6g} times the reference's")
+    return Cause(f"ours is {ratio:.6g} times the reference's") if abs(ratio - 1) > 1e-3 else None
 
 
 def channels(case: Case) -> Cause | None:
@@ -30,7 +30,7 @@ def channels(case: Case) -> Cause | None:
     ours, theirs = case.ours.reshape(-1, width), case.theirs.reshape(-1, width)
     with np.errstate(all="ignore"):
         ratio = (ours * theirs).sum(0) / (theirs * theirs).sum(0)
-    if not np.isfinite(ratio).all() or distance(theirs * ratio, ours) > LOOSE * case.row.allowed:
+    if not np.isfinite(ratio).all() or distance(theirs * ratio, ours) > case.enough:
         return None
     for name, weight in case.tensors.items():
         if weight.shape != (width,):
@@ -39,28 +39,29 @@ def channels(case: Case) -> Cause | None:
             known = {
                 f"ours has `{name}` as 1 + w where the reference has w": (1 + weight) / weight,
                 f"the reference has `{name}` as 1 + w where ours has w": weight / (1 + weight),
-                f"ours is multiplied by `{name}`, the reference is not": weight,
-                f"the reference is multiplied by `{name}`, ours is not": 1 / weight,
-                f"ours is multiplied by 1 + `{name}`, the reference is not": 1 + weight,
+                f"ours multiplies by `{name}` here, the reference does not": weight,
+                f"the reference multiplies by `{name}` here, ours does not": 1 / weight,
+                f"ours multiplies by 1 + `{name}` here, the reference does not": 1 + weight,
             }
         for text, factor in known.items():
-            if distance(ratio, factor) < 1e-4:
+            if distance(ratio, factor) < 1e-4 and distance(theirs * factor, ours) <= case.enough:
                 return Cause(text, tensor=name)
     return Cause(f"ours is the reference's times a number for each of the {width} channels, as a weight would be")
 
 
 def normed(case: Case) -> Cause | None:
-    """One side is the RMS norm of the other."""
+    """One side is the RMS norm of the other. (What is one already would only be divided by 1 once more.)"""
+    eps = case.epsilons[0][0]
     pairs = (
         (case.ours, case.theirs, "the reference has an RMS norm here{}, ours has none"),
         (case.theirs, case.ours, "ours has an RMS norm here{}, the reference has none"),
     )
     for plain, scaled, text in pairs:
-        unit = _unit(plain)
-        if distance(unit, scaled) < ROUGH:
+        unit = _unit(plain, eps)
+        if distance(unit, scaled) <= case.enough:
             return Cause(text.format(", without a weight"))
         for name, weight in case.tensors.items():
-            if weight.shape == plain.shape[-1:] and distance(unit * weight, scaled) < ROUGH:
+            if weight.shape == plain.shape[-1:] and distance(unit * weight, scaled) <= case.enough:
                 return Cause(text.format(f", with `{name}`"))
     return None
 
@@ -70,7 +71,7 @@ def shifted(case: Case) -> Cause | None:
     rows = len(case.theirs)
     for by in (1, -1, 2, -2):
         ours, theirs = (case.ours[by:], case.theirs[:-by]) if by > 0 else (case.ours[:by], case.theirs[-by:])
-        if rows > abs(by) + 1 and distance(ours, theirs) <= LOOSE * case.row.allowed:
+        if rows > abs(by) + 1 and distance(ours, theirs) <= case.enough:
             return Cause(
                 f"ours at position t is the reference's at t {'-' if by > 0 else '+'} {abs(by)}: a shift in position"
             )
@@ -87,7 +88,7 @@ def permuted(case: Case) -> Cause | None:
             order = [int(np.argmin(np.abs(theirs - row).sum(1))) for row in ours] if len(ours) <= 4096 else []
         if sorted(order) != list(range(len(theirs))) or order == sorted(order):
             continue
-        if distance(ours, theirs[order]) <= LOOSE * case.row.allowed:
+        if distance(ours, theirs[order]) <= case.enough:
             return Cause(f"the same {what} in another order: ours are the reference's {_order(order)}")
     return None
 
@@ -114,9 +115,9 @@ def _ratio(a: Array, b: Array) -> float | None:
     return ratio if np.isfinite(ratio) and ratio != 0 else None
 
 
-def _unit(x: Array) -> Array:
+def _unit(x: Array, eps: float) -> Array:
     with np.errstate(all="ignore"):
-        return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True)))
+        return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + eps))
 
 
 def _order(order: Sequence[int]) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from briolette.compiler.errors import BrioletteError
+
+from ..writing import whole
 
 FORMAT = "briolette-trace 1"
 TOKENS, ABOUT = "__tokens__", "__about__"
@@ -52,7 +52,8 @@ class Recording:
         found: dict[str, Array] = {}
         for label, value in self.values.items():
             found[label] = value
-            for name in self.told(label).get("names", ()):
+            names = self.told(label).get("names")
+            for name in names if isinstance(names, list) else ():
                 if name not in self.values:
                     found[str(name)] = value
         return found
@@ -60,20 +61,15 @@ class Recording:
 
 def save(path: str | Path, recording: Recording) -> None:
     """Writes a trace. A file of that name is replaced as a whole or not at all."""
-    target = Path(path)
     about = {"format": FORMAT, **recording.about}
     members = {**recording.values, TOKENS: recording.tokens, ABOUT: np.array(json.dumps(about))}
-    part = ""
     try:
-        handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as out:
-            np.savez(out, **members)  # type: ignore[arg-type]
-        os.replace(part, target)
+        with whole(Path(path)) as out, zipfile.ZipFile(out, "w") as archive:
+            for name, value in members.items():  # np.savez takes no array of the name `file`
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
     except OSError as problem:
         raise BrioletteError(f"cannot write the trace {path}: {problem.strerror}") from None
-    finally:
-        if part:
-            Path(part).unlink(missing_ok=True)
 
 
 def load(path: str | Path) -> Recording:
@@ -94,6 +90,10 @@ def load(path: str | Path) -> Recording:
         raise BrioletteError(
             f"{path} is no trace: `{TOKENS}` is a list of token ids, not {tokens.dtype} {tokens.shape}"
         )
+    if tokens.min() < 0 or tokens.max() > np.iinfo(np.int32).max:
+        raise BrioletteError(f"{path} is no trace: `{TOKENS}` has an id below 0 or beyond 32 bits")
+    if not values:
+        raise BrioletteError(f"{path} has no values: it holds `{TOKENS}` alone, so there is nothing to compare")
     for label, value in values.items():
         if not (np.issubdtype(value.dtype, np.floating) or np.issubdtype(value.dtype, np.integer)):
             raise BrioletteError(f"{path}: `{label}` holds {value.dtype}, where numbers are wanted")

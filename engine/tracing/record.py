@@ -21,6 +21,7 @@ from ..model import Model
 from .file import Recording
 
 T = symbol("T")
+LOGITS = 1 << 22  # numbers: 16 MiB a value
 NUMBERED = re.compile(r"(?P<scope>.*)\.(?P<op>[a-z_]+)\.\d+")
 
 
@@ -33,6 +34,26 @@ def numbered(label: str) -> bool:
     """Whether a label only counts ops, such as `blk.3.ffn.mul.1`: in another program it may mean another value."""
     match = NUMBERED.fullmatch(label)
     return match is not None and match["op"] in OPS
+
+
+def head(module: Module) -> set[Node]:
+    """The logits, and what leads to them from the last product on: the values as wide as the vocabulary."""
+    found: set[Node] = set()
+    waiting = [module.outputs[0]]
+    while waiting:
+        item = waiting.pop()
+        found.add(item)
+        if item.op != "linear":
+            if "elementwise" not in OPS[item.op].traits:
+                return set()
+            waiting += [arg for arg in item.args if arg.shape == item.shape]
+    return found
+
+
+def last_rows(module: Module, tokens: int) -> int:
+    """Of how many of the last tokens logits are kept: a vocabulary is large, and each row tells much the same."""
+    width = module.outputs[0].shape[-1]
+    return min(tokens, max(1, LOGITS // width)) if isinstance(width, int) else tokens
 
 
 def names_of(module: Module) -> dict[Node, list[str]]:
@@ -58,7 +79,7 @@ def further_names(module: Module) -> dict[Node, list[str]]:
 def where(module: Module, item: Node) -> str:
     """`file:line` of the spec line that a value came from, or an empty text."""
     spans = module.origins.get(item, ())
-    return f"{str(spans[0].file).rsplit('/', 1)[-1]}:{spans[0].line}" if spans else ""
+    return spans[0].place if spans else ""
 
 
 def choose(module: Module, patterns: Sequence[str] = ()) -> list[str]:
@@ -85,10 +106,12 @@ def choose(module: Module, patterns: Sequence[str] = ()) -> list[str]:
 
 
 def record(model: Model, ids: Sequence[int], patterns: Sequence[str] = ()) -> Recording:
-    """A recording of a pass over `ids` in a fresh context on the model's backend."""
+    """A recording of a pass over `ids` in a fresh context on the model's backend; of logits, `last_rows` of them."""
     module = model.module
     chosen = choose(module, patterns)
-    found, known, names = model.values(ids, chosen), labels(module), further_names(module)
+    known, names = labels(module), further_names(module)
+    last, tail = last_rows(module, len(ids)), head(module)
+    found = model.values(ids, chosen, {label: last for label in chosen if known[label] in tail})
     values = {
         label: {
             "op": known[label].op,
@@ -101,10 +124,11 @@ def record(model: Model, ids: Sequence[int], patterns: Sequence[str] = ()) -> Re
     about = {
         "producer": f"briolette {model.backend.name}",
         "model": model.file.path.name,
-        "spec": str(model.tree.span.file).rsplit("/", 1)[-1],
+        "spec": model.tree.span.name,
         "precision": "f32",
         "kv": model.options.cache,
         "complete": not patterns,
+        **({"last_logits": last} if last < len(ids) else {}),
         "values": values,
     }
     return Recording(np.array(ids, np.int32), found, about, model.file.path.name)

@@ -8,6 +8,7 @@ says what rounding alone does along the way, and both again with the reference's
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,12 +19,14 @@ from numpy.typing import NDArray
 from briolette.compiler.interp import Interpreter
 from briolette.compiler.ir import Module, Node, topological
 from briolette.compiler.ops import OPS, attributes
+from briolette.compiler.values import stem
 
 from .measure import SLACK, choice_distance, distance, laid_out, transposed
-from .record import names_of, numbered, recordable
+from .record import head, last_rows, names_of, numbered, recordable
 from .weights import products
 
 Array = NDArray[Any]
+MATCHING = 0.1  # the largest error at which a value of the reference may be taken for one of ours by its numbers
 SAME, MATCHED, DIVERGED, UNKNOWN = "same", "matched", "diverged", "unknown"
 
 
@@ -100,12 +103,17 @@ def replay(
     found = Replay(module, forced[0], order)
     names = names_of(module)
     known = {label for labels in names.values() for label in labels}
+    last = last_rows(module, len(tokens))
+    tail = head(module) if last < len(tokens) else set()
+    ends = {label for item in tail for label in names.get(item, ())}
+    theirs = {label: value[-last:] if label in ends else value for label, value in theirs.items()}
     pool = {label: value for label, value in theirs.items() if numbered(label) or label not in known}
     matched: set[str] = set()
     stores: dict[Node, Array] = {}  # what the reference puts into the cache
     writes = {(n.args[0], n["plane"]): n for n in order if n.op == "cache_write"}
+    unread = Counter(arg for n in order for arg in set(n.args))
     for item in order:
-        _evaluate(item, (*free, *forced))
+        _evaluate(item, (*free, *forced), last if item in tail else len(tokens))
         if item in stores:
             for lane in forced:
                 args = [lane.real(stores[item]), *(lane.values[arg] for arg in item.args[1:])]
@@ -120,25 +128,30 @@ def replay(
                 if label is not None:
                     matched.add(label)
                     found.states[item] = MATCHED
-            continue
-        seen = _see(item, free, forced, floor, None if ours is None else ours.get(item))
-        judged: dict[int, Compared] = {}  # several names may have one value
-        for label in own:
-            judged.setdefault(id(theirs[label]), _compare(label, seen, theirs[label]))
-        rows = [replace(judged[id(theirs[label])], label=label) for label in own]
-        found.compared += rows
-        found.states[item] = DIVERGED if all(row.diverges for row in rows) else SAME
-        _force(item, rows, forced, stores, writes, result_label(module, item))
+        else:
+            seen = _see(item, free, forced, floor, None if ours is None else ours.get(item))
+            judged: dict[int, Compared] = {}  # several names may have one value
+            for label in own:
+                judged.setdefault(id(theirs[label]), _compare(label, seen, theirs[label], item in tail))
+            rows = [replace(judged[id(theirs[label])], label=label) for label in own]
+            found.compared += rows
+            found.states[item] = DIVERGED if all(row.diverges for row in rows) else SAME
+            _force(item, rows, forced, stores, writes, result_label(module, item))
+        unread.subtract(set(item.args))
+        for arg in (item, *item.args):
+            if unread[arg] <= 0:  # only the first forced evaluation is looked at later
+                for lane in (*free, forced[1]):
+                    lane.values.pop(arg, None)
     left = [label for label in pool if label not in matched]
     found.missing = [label for label in left if not numbered(label)]
     found.unmatched = [label for label in left if numbered(label)]
     return found
 
 
-def _evaluate(item: Node, lanes: Sequence[Lane]) -> None:
-    """A node in every lane; products with a weight all at once."""
-    if item.op == "linear":
-        found = products([lane.values[item.args[0]] for lane in lanes], lanes[0].values[item.args[1]])
+def _evaluate(item: Node, lanes: Sequence[Lane], rows: int) -> None:
+    """A node in every lane, for the last rows; products with a weight all at once."""
+    if item.op == "linear" and len(item.args) == 2:
+        found = products([lane.values[item.args[0]][-rows:] for lane in lanes], lanes[0].values[item.args[1]])
         for lane, value in zip(lanes, found, strict=True):
             lane.values[item] = value
     else:
@@ -149,11 +162,12 @@ def _evaluate(item: Node, lanes: Sequence[Lane]) -> None:
 def _match(item: Node, forced: Sequence[Lane], pool: Mapping[str, Array], floor: float) -> str | None:
     """The value of the reference, of those without a name that we have, which one of ours equals."""
     exact, plain = (lane.values[item] for lane in forced)
-    allowed = max(floor, SLACK * distance(plain, exact))
-    for label, value in pool.items():
-        if value.size == exact.size and distance(exact.reshape(value.shape), value) <= allowed:
-            return label
-    return None
+    sized = {label: value for label, value in pool.items() if value.size == exact.size}
+    if not sized:
+        return None
+    errors = {label: distance(exact.reshape(value.shape), value) for label, value in sized.items()}
+    nearest = min(errors, key=errors.__getitem__)
+    return nearest if errors[nearest] <= min(MATCHING, max(floor, SLACK * distance(plain, exact))) else None
 
 
 @dataclass(frozen=True)
@@ -167,29 +181,30 @@ class _Seen:
     explained: float
     scores: tuple[Array, Array] | None  # what a choice of the largest was made of, in both
 
-    def last(self) -> _Seen:
-        """The last token alone."""
-        scores = None if self.scores is None else (self.scores[0][-1:], self.scores[1][-1:])
-        return replace(self, exact=self.exact[-1:], ours=self.ours[-1:], scores=scores)
+    def last(self, rows: int) -> _Seen:
+        """The last tokens alone."""
+        scores = None if self.scores is None else (self.scores[0][-rows:], self.scores[1][-rows:])
+        return replace(self, exact=self.exact[-rows:], ours=self.ours[-rows:], scores=scores)
 
 
 def _see(item: Node, free: Sequence[Lane], forced: Sequence[Lane], floor: float, seen: Array | None) -> _Seen:
     exact, plain = (lane.values[item] for lane in forced)
     whole, whole_plain = (lane.values[item] for lane in free)
-    ours = whole_plain if seen is None else seen.reshape(exact.shape)
+    ours = whole_plain if seen is None else seen[-len(exact) :].reshape(exact.shape)
     allowed, explained = (max(floor, SLACK * distance(a, b)) for a, b in ((plain, exact), (whole_plain, whole)))
     scores = (forced[0].values[item.args[0]], free[0].values[item.args[0]]) if item.op == "top" else None
     return _Seen(item, exact, ours, allowed, explained, scores)
 
 
-def _compare(label: str, seen: _Seen, theirs: Array) -> Compared:
-    note = ""
-    if theirs.shape == (1, *seen.exact.shape[1:]) and len(seen.exact) > 1:
-        seen, note = seen.last(), "the last token alone"
+def _compare(label: str, seen: _Seen, theirs: Array, tail: bool) -> Compared:
+    note = f"the last {len(theirs)} tokens alone" if tail else ""
+    if theirs.shape[1:] == seen.exact.shape[1:] and len(theirs) < len(seen.exact) and (tail or len(theirs) == 1):
+        seen, note = seen.last(len(theirs)), "the last token alone" if len(theirs) == 1 else note
     exact, shaped = seen.exact, laid_out(theirs, seen.exact.shape)
 
     def row(local: float, error: float, value: Array, note: str) -> Compared:
-        return Compared(label, seen.item, error, seen.explained, local, seen.allowed, exact, value, note)
+        own = exact if not local <= seen.allowed else value  # the same but for rounding: one is enough to keep
+        return Compared(label, seen.item, error, seen.explained, local, seen.allowed, own, value, note)
 
     if seen.scores is not None and shaped is not None:
         here, there = seen.scores
@@ -202,7 +217,7 @@ def _compare(label: str, seen: _Seen, theirs: Array) -> Compared:
             order = f"the reference has its axes in the order {list(axes)}"
             return row(distance(exact, turned), distance(seen.ours, turned), turned, order)
     if shaped is None:
-        return row(local, local, theirs, f"{list(theirs.shape)} in the reference")
+        return row(local, local, theirs, f"ours is {list(exact.shape)}, but {list(theirs.shape)} in the reference")
     return row(local, distance(seen.ours, shaped), shaped, note)
 
 
@@ -218,10 +233,10 @@ def _force(
     the cache where it is stored."""
     fitting = [row for row in rows if row.theirs.shape == forced[0].values[item].shape]
     for row in fitting:
-        if stored(row.label):
+        if goes_into_cache(row.label):
             stores[writes[item, row.label[-1]]] = row.theirs
     inside = sorted(
-        (row for row in fitting if not stored(row.label) or len(fitting) == 1),
+        (row for row in fitting if not goes_into_cache(row.label) or len(fitting) == 1),
         key=lambda row: (row.label != result, row.diverges),
     )
     for lane in forced if inside else ():
@@ -231,7 +246,7 @@ def _force(
 def result_label(module: Module, item: Node) -> str:
     """What a value would be called if its block returned it."""
     layer, block = module.places.get(item, (None, "main"))
-    return block.split(".")[0] if layer is None else f"blk.{layer}.{block.split('.')[0]}"
+    return stem(block) if layer is None else f"blk.{layer}.{stem(block)}"
 
 
 def scope_of(label: str) -> str:
@@ -240,7 +255,7 @@ def scope_of(label: str) -> str:
     return match[0] if match else ""
 
 
-def stored(label: str) -> bool:
+def goes_into_cache(label: str) -> bool:
     """Whether a label is of what goes into a cache, such as `blk.3.cache.v`."""
     return label.endswith((".cache.k", ".cache.v"))
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from briolette.compiler.ir import Module, Node
+from briolette.compiler.values import stem
 from briolette.spec.errors import Span, render
 from briolette.spec.tree import (
     Annotate,
@@ -30,14 +31,15 @@ from briolette.spec.tree import (
     Name,
     Param,
     Return,
-    Store,
     Syntax,
     walk,
 )
 
 S = TypeVar("S", bound=Syntax)
 # Attributes that a spec may give by position: op -> their places after what is piped in.
-POSITIONAL = {"rope": {"theta": 0}, "softcap": {"cap": 0}, "top": {"k": 0}}
+POSITIONAL = {"rope": {"theta": 0}, "softcap": {"cap": 0}, "top": {"k": 0}, "rms_norm": {"eps": 1}}
+# Attributes that are the value of a name where a spec gives none.
+IMPLIED = {("rms_norm", "eps"): "eps"}
 Agrees = Callable[[str], bool]  # whether a label's value is the reference's
 
 
@@ -89,16 +91,15 @@ class Source:
 
     def stored(self, write: Node) -> Place | None:
         """The line that puts a value into the cache."""
-        owner = self.owner(write)
-        found = [line for line in flat(owner.body) if isinstance(line, Store)] if owner is not None else []
-        return Place(found[-1].span, "this is what goes into the cache") if found else None
+        place = self.own(write)
+        return Place(place.span, "this is what goes into the cache") if place is not None else None
 
     def owner(self, item: Node) -> Block | Model | None:
         """The block, or the model, that a node stands in."""
         _, block = self.module.places.get(item, (None, "main"))
-        stem = block.split(".")[0]
-        found: Iterator[Block | Model] = self.tree.of(Model) if stem == "main" else self.tree.of(Block)
-        return next((b for b in found if isinstance(b, Model) or b.name == stem), None)
+        name = stem(block)
+        found: Iterator[Block | Model] = self.tree.of(Model) if name == "main" else self.tree.of(Block)
+        return next((b for b in found if isinstance(b, Model) or b.name == name), None)
 
     def site(self, item: Node) -> Site | None:
         """The expression that made a node."""
@@ -148,9 +149,9 @@ class Source:
                 break
             given = assigned(owner, expr)
             if given is not None:
-                stem = "main" if isinstance(owner, Model) else owner.name
-                scope = "" if layer is None or stem == "main" else f"blk.{layer}."
-                if agrees(f"{scope}{stem}.{expr.text}"):
+                block = "main" if isinstance(owner, Model) else owner.name
+                scope = "" if layer is None or block == "main" else f"blk.{layer}."
+                if agrees(f"{scope}{block}.{expr.text}"):
                     break
                 place = Place(given.span, f"`{expr.text}` is given its value here")
                 expr = one_name(given.value)
@@ -180,13 +181,15 @@ class Source:
         if site is None or not isinstance(site.expr, Call):
             return None
         layer, _ = self.module.places.get(item, (None, ""))
-        expr = dict(site.expr.named).get(name)
+        expr: Expr | str | None = dict(site.expr.named).get(name)
         if expr is None and name in POSITIONAL.get(item.op, {}):
             at = POSITIONAL[item.op][name] + (site.expr.span not in self.piped)
             expr = site.expr.args[at] if at < len(site.expr.args) else None
         if name == "slot":
             slots = [e for arg in site.expr.args for e in walk(arg) if isinstance(e, Item)]
             expr = unwrapped(slots[0].subscripts[0]) if slots else None
+        if expr is None:
+            expr = IMPLIED.get((item.op, name))
         return self.declared(expr, layer) if expr is not None else None
 
     def condition(self, item: Node) -> tuple[Line, str] | None:
@@ -201,22 +204,34 @@ class Source:
                 return next((line for line in found if line is not None), None)
         return None
 
-    def declared(self, expr: Expr, layer: int | None) -> tuple[Line, str] | None:
+    def declared(self, expr: Expr | str, layer: int | None) -> tuple[Line, str] | None:
         """The declaration behind a name such as `theta` or `src[i]`, and a key that tells it from other layers'."""
         if isinstance(expr, Item) and isinstance(expr.value, Name):
             expr = expr.value
-        if not isinstance(expr, Name):
+        name = expr.text if isinstance(expr, Name) else expr
+        if not isinstance(name, str):
             return None
         for kind in self.tree.of(Kind):
             if layer is not None and kind.name == self.kinds.get(layer):
                 for line in kind.body.lines:
-                    if isinstance(line, Entry) and line.name == expr.text:
-                        return line, f"{kind.name}.{expr.text}"
+                    if isinstance(line, Entry) and line.name == name:
+                        return line, f"{kind.name}.{name}"
         declarations: list[Param | Let] = [*self.tree.of(Param), *self.tree.of(Let)]
         for declaration in declarations:
-            if declaration.name == expr.text:
-                return declaration, f"{expr.text}[{layer if declaration.index else ''}]"
+            if declaration.name == name:
+                return declaration, f"{name}[{layer if declaration.index else ''}]"
         return None
+
+
+def kinds_decided(tree: Architecture) -> Place | None:
+    """The line that says which layers are of which kind."""
+    tests = [kind.test for kind in tree.of(Kind) if kind.test is not None]
+    for test in tests:
+        for name in (part.text for part in walk(test) if isinstance(part, Name)):
+            for line in tree.of(Let):
+                if line.name == name:
+                    return Place(line.span, f"`{name}` decides the kind of each layer")
+    return Place(tests[0].span, "this decides the kind of each layer") if tests else None
 
 
 def rests_on(tree: Architecture, span: Span) -> list[tuple[str, str, Line]]:

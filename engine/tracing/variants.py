@@ -10,8 +10,10 @@ import numpy as np
 
 from briolette.compiler.ops import OPS, attributes
 
-from .case import ROUGH, Array, Case, Cause, roots
+from .case import Array, Case, Cause, narrowed, roots
+from .measure import distance
 
+LARGEST_EPS = -2  # its power of ten; beyond, it does no more than a factor would
 Options = Callable[[Case], Iterator[tuple[Any, str]]]  # values of an attribute, and what to say of each
 
 
@@ -46,12 +48,21 @@ def functions(case: Case, x: Array) -> Iterator[tuple[str, Callable[[Array], Arr
     for cap, text in _caps(case):
         if cap is not None:
             yield f"a softcap of {text}", partial(OPS["softcap"].evaluate, case.lane.context, cap=cap)
-    eps = next((value for name, value in case.numbers.items() if "epsilon" in name), 1e-6)
-    norm = partial(OPS["rms_norm"].evaluate, case.lane.context, eps=eps)
-    yield "an RMS norm", norm
+    for attrs, factors in case.ropes if x.ndim == 3 else ():
+        if attrs["dims"] <= x.shape[-1] and (factors is None or len(factors) == attrs["dims"] // 2):
+            given = () if factors is None else (factors,)
+            yield f"a rotation (theta {attrs['theta']:g})", partial(_turned, case, attrs, given)
+    norm = partial(OPS["rms_norm"].evaluate, case.lane.context, eps=case.epsilons[0][0])
+    if case.item.op != "rms_norm":  # one more changes next to nothing
+        yield "an RMS norm", norm
     for name, weight in case.tensors.items():
         if weight.shape == x.shape[-1:]:
             yield f"an RMS norm with `{name}`", partial(_weighted, norm, weight)
+
+
+def _turned(case: Case, attrs: Mapping[str, Any], factors: tuple[Array, ...], x: Array) -> Array:
+    turned: Array = OPS["rope"].evaluate(case.lane.context, x, case.lane.context.positions, *factors, **attrs)
+    return turned
 
 
 def _weighted(norm: Callable[[Array, Array], Array], weight: Array, x: Array) -> Array:
@@ -72,7 +83,8 @@ def weighting(case: Case) -> Cause | None:
             return Cause("the reference has this norm without a weight")
         for name, weight in case.tensors.items():
             if weight.shape == x.shape[-1:] and case.fits(case.evaluated([x, weight])):
-                return Cause(f"the reference has `{name}` as the weight of this norm")
+                ours = f"by {case.name(1)}" if given else "by no weight"
+                return Cause(f"the reference multiplies by `{name}` here, ours {ours}")
     return None
 
 
@@ -134,7 +146,7 @@ def rotation(case: Case) -> Cause | None:
             keys = [key for key in changed if changed[key] != own[key]]
             if keys:
                 what = ", ".join(f"{key} {changed[key]:g} (ours {own[key]:g})" for key in keys)
-                return Cause(f"the reference turns with {what}", attribute=keys[0])
+                return Cause(f"the reference turns with {what}", attribute=keys[0], value=changed[keys[0]])
             factor = (
                 "with frequency factors, ours without"
                 if factors is not None
@@ -157,10 +169,15 @@ def _base(case: Case, x: Array, own: Mapping[str, Any]) -> Cause | None:
     known = [(abs(value / theta - 1), value, name) for name, value in case.numbers.items() if value > 0]
     off, value, name = min(known, default=(1.0, 0.0, ""))
     theta = value if off < 1e-3 else theta
-    if not case.fits(case.evaluated(case.inputs, theta=theta), ROUGH):
+    if off >= 1e-3:  # the angle of one pair gives it but roughly
+        theta = narrowed(
+            lambda base: distance(case.evaluated(case.inputs, theta=base), theirs), 0.98 * theta, 1.02 * theta
+        )
+    if not case.fits(case.evaluated(case.inputs, theta=theta)):
         return None
     says = f", as `{name}` of the file says" if off < 1e-3 else ""
-    return Cause(f"the reference turns with a base of {theta:g}{says}, ours of {own['theta']:g}", attribute="theta")
+    text = f"the reference turns with a base of {theta:g}{says}, ours of {own['theta']:g}"
+    return Cause(text, attribute="theta", value=theta)
 
 
 def caches(case: Case) -> Cause | None:
@@ -185,7 +202,7 @@ def settings(case: Case) -> Cause | None:
 
 
 def epsilon(case: Case) -> Cause | None:
-    """Another eps; tried late, for much that is small looks like one."""
+    """Another eps: tried first, for what it does to a norm looks like a factor, or like a second norm."""
     return _tried(case, {"eps": _epsilons} if case.item.op == "rms_norm" else {})
 
 
@@ -195,7 +212,7 @@ def _tried(case: Case, tried: Mapping[str, Options]) -> Cause | None:
         for value, text in options(case):
             if value != own[key] and case.fits(case.evaluated(case.inputs, **{key: value})):
                 ours = "none" if own[key] is None else f"{own[key]:g}"
-                return Cause(f"the reference has {key} {text}, ours {ours}", attribute=key)
+                return Cause(f"the reference has {key} {text}, ours {ours}", attribute=key, value=value)
     return None
 
 
@@ -226,7 +243,20 @@ def _windows(case: Case) -> Iterator[tuple[int | None, str]]:
 
 
 def _epsilons(case: Case) -> Iterator[tuple[float, str]]:
+    yield from case.epsilons
     yield from ((value, f"{value:g}") for value in (1e-5, 1e-6, 1e-8, 1e-12, 0.0))
+    found = estimated(case)
+    if found is not None:
+        rounded = float(f"{found:.0e}")
+        yield from ((value, f"{value:.3g}") for value in (rounded, found))
+
+
+def estimated(case: Case) -> float | None:
+    """The eps of a norm with which its value is nearest to the reference's, if it is one that a model may have."""
+    if any(at.op == "linear" for at in case.after):
+        return None  # a product for each guess takes long
+    power = narrowed(lambda p: distance(case.evaluated(case.inputs, eps=10**p), case.theirs), -13, -1)
+    return 10**power if power < LARGEST_EPS else None
 
 
 # Attributes whose other values are tried: of an op, by name.

@@ -20,7 +20,7 @@ from briolette.compiler.header import TensorInfo
 
 LARGE = 1 << 24  # elements from which a tensor is decoded in parts
 LONG = 1 << 18  # elements from which products are made in f32 alone
-PIECE = 10 << 20  # elements decoded at once
+PIECE = 1 << 20  # elements decoded at once: so few that their memory is used again, not mapped anew
 KEPT = 4  # decoded tensors that are kept for the next who asks
 
 Array = NDArray[Any]

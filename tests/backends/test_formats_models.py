@@ -22,7 +22,7 @@ def error(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def compare(path: Path) -> None:
     """A prompt of many tokens, and tokens one by one after it: both ways that weights are read."""
-    native = briolette.load(path, threads=2, context=32, chunk=8, kv="f32")
+    native = briolette.load(path, threads=2, context=32, chunk=8, kv="f32", weights="mapped")
     plain = briolette.load(path, backend="reference", context=32, kv="f32")
     weights = Weights(native.file.tensor_bytes)
     # f32 sums of random blocks cancel, in numpy's order more than in ours: so the judge computes in f64.
@@ -31,6 +31,10 @@ def compare(path: Path) -> None:
     found = np.array([native.prefill(PROMPT[:count]) for count in range(7, len(PROMPT) + 1)])
     assert error(found, exact[6:]) <= 3e-6
     assert error(plain.logits(PROMPT), exact) <= 1e-5
+    for prefill, bound in (("exact", 5e-4), ("fast", 0.05)):
+        packed = briolette.load(path, threads=2, context=32, chunk=8, kv="f32", weights="packed", prefill=prefill)
+        assert error(packed.logits(PROMPT), exact) <= bound
+        packed.close()
     native.close()
     plain.close()
 

@@ -89,6 +89,15 @@ def cache_write(x, pos, *, slot, plane, dtype):
     return plane
 
 
+def quantize(x, tile, bits):
+    """In float32, as it is defined: at a half, other digits round another way."""
+    out = np.float32(x)
+    for block in out.reshape(-1, 32):
+        step = max(map(abs, block)) / np.float32({8: 127, 16: 16256}[bits])
+        block[:] = [np.rint(value * (1 / step)) * step for value in block] if step else 0
+    return out
+
+
 # In float64, in other words than the table's own.
 FORMULAS = {
     "add": lambda a, b: a + b,
@@ -115,6 +124,8 @@ FORMULAS = {
     "reshape": lambda x, shape: np.array(x.ravel().tolist()).reshape(shape),
     "slice": lambda x, axis, start, stop: np.take(x, range(start, stop), axis),
     "dequant": lambda w: w,
+    "quantize": quantize,
+    "pack": lambda w: w,
     "cache_write": cache_write,
     "rotate": rotate,
     "rope_table": rope_table,

@@ -22,6 +22,7 @@ from briolette.engine import ablation
 from briolette.engine.ablation import ablate, variants
 from briolette.engine.backends import backend_named
 from briolette.engine.cli import app
+from briolette.engine.commands.ablate import _short, report
 from briolette.engine.divergence import Score, scores
 from briolette.engine.gguf import open_gguf
 from briolette.engine.model import architecture
@@ -264,11 +265,30 @@ def test_the_table_and_the_document():
     assert rows[1].split()[:3] == ["0.0000", "100", "%"]
     assert any("rms(attn_q_norm)" in row for row in rows)
     answer = json.loads(here(TINY, "--ids", ids, "--json"))
-    assert (answer["tokens"], answer["scored"], len(answer["lines"])) == (16, 8, len(rows) - 2)
+    assert (answer["tokens"], answer["scored"], len(answer["lines"])) == (12, 6, len(rows) - 2)
     first = answer["lines"][0]
     assert set(first) == {"file", "line", "column", "what", "source", "kl", "agreement", "perplexity"}
     assert f"{first['kl']:.4f}" == rows[2].split()[0]
     assert set(answer["left_out"][0]) == {"line", "what", "reason"}
+
+
+def test_a_narrow_table_keeps_every_line_readable():
+    found = measured("gemma4_e2b")
+    wide, narrow = report(found), report(found, 80).splitlines()
+    assert report(found, 500) == wide
+    assert max(map(len, narrow)) <= 80
+    for worth, row, below in zip(found.lines, narrow[2::2], narrow[3::2], strict=True):
+        assert row.split()[4] == str(worth.switch.span.line)
+        assert worth.switch.source.startswith(below.removesuffix("…").strip())
+        assert len(below) >= min(80, len(worth.switch.source))
+
+
+def test_perplexities_are_written_in_one_way():
+    assert [_short(value) for value in (3.14159, 999999.4, 2e6, float("inf"))] == [
+        "3.14",
+        "999999.40",
+        *["> 1000000"] * 2,
+    ]
 
 
 def test_help_shows_an_example():

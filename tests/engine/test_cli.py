@@ -247,7 +247,7 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
 
 def test_chat_answers_and_computes_only_what_is_new(smollm2_path):
     turns = ("--message", "What is the capital of France?", "--message", "And of Spain?")
-    found = briolette("chat", smollm2_path, *turns, "--temperature", 0, "-n", 24, "--json")
+    found = briolette("chat", smollm2_path, *turns, "--weights", "mapped", "--temperature", 0, "-n", 24, "--json")
     assert found.returncode == 0, found.stderr
     first, second = json.loads(found.stdout)["turns"]
     assert "Paris" in first["reply"]

@@ -51,7 +51,7 @@ def first_difference(model: briolette.Model, prompt: list[int], theirs: list[flo
 
 @pytest.fixture(scope="module")
 def model(gemma3_path):
-    return briolette.load(gemma3_path)
+    return briolette.load(gemma3_path, weights="mapped")
 
 
 def test_same_text_as_transformers(model, gemma3_path):

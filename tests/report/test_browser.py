@@ -7,8 +7,12 @@ import struct
 
 import pytest
 
+from briolette.compiler.elaborate import elaborate
+from briolette.compiler.example import example
 from briolette.engine.report.page import Html, table
 from briolette.engine.report.page import page as shell
+from briolette.engine.report.picture import Layer, picture
+from briolette.spec import syntax
 
 WIDE, PHONE = (1440, 900), (390, 844)
 
@@ -190,3 +194,27 @@ def test_a_shell_of_another_page_opens(browser, tmp_path):
     assert texts(browser, "td") == ["a", "b"]
     assert browser.run("getComputedStyle(document.querySelector('.ins')).backgroundColor") != "rgba(0, 0, 0, 0)"
     assert browser.problems() == []
+
+
+def test_a_block_is_told_the_bytes_of_its_own_ops(opened, sharing):
+    main, layer = (next(b for b in sharing.data["blocks"] if b["name"].split(".")[0] == n) for n in ("main", "layer"))
+    for block in (main, layer):
+        own = sum(sum(op["cost"]["decode"][1:3]) for op in block["ops"] if not op["calls"])
+        told = texts(opened, f"[data-block='{block['name']}'] .sum")[0]
+        assert told == opened.run(f"size({own})")
+        assert own < sum(block["cost"]["decode"][1:3])  # what it calls is told there
+
+
+def test_the_layers_of_a_deep_model_scroll_on_a_phone(browser, tmp_path):
+    block = next(iter(elaborate(syntax.find("llama"), example("llama")).blocks()))
+    layer = picture([Layer(number, 0, block) for number in range(40)], ["local"], "")
+    path = tmp_path / "deep.html"
+    path.write_text(shell("deep", [("layers", "Layers", layer)]), encoding="utf-8")
+    browser.screen(420, 844)
+    browser.open(path)
+    box = "document.querySelector('.stack').parentNode"
+    assert browser.run("document.documentElement.scrollWidth") <= 420
+    assert (
+        browser.run(f"(s => (s.scrollLeft = 1e6, s.querySelector('svg').getBoundingClientRect().right))({box})") <= 420
+    )
+    assert browser.run(f"{box}.scrollLeft") > 300

@@ -12,25 +12,27 @@ import pytest
 from pages import MODELS, ROOT, briolette, written
 
 from briolette.backends.base import looked_up
+from briolette.backends.formats import element_bytes
 from briolette.compiler.cost import Cost, Costs
-from briolette.compiler.ir import nodes_of, topological
-from briolette.compiler.ops import CACHE_DTYPES
+from briolette.compiler.ir import Block, Type, nodes_of, topological
+from briolette.compiler.ops import CACHE_DTYPES, node
 from briolette.compiler.pipeline import STAGES
 from briolette.compiler.rules.cache import cache_dtype
 from briolette.compiler.rules.fuse import PRODUCTS
+from briolette.compiler.rules.integers import Integers, products
 from briolette.compiler.rules.simplify import ANGLES, SIMPLIFY
 from briolette.compiler.text import print_module
-from briolette.engine.commands.terminal import size
 from briolette.engine.gguf import open_gguf
 from briolette.engine.memory import plan_memory
 from briolette.engine.model import options_for
 from briolette.engine.report.ceilings import Machine, machine
-from briolette.engine.report.costs import element_bytes
 from briolette.engine.report.page import Html, embedded, table
 from briolette.engine.report.page import page as shell
+from briolette.engine.report.picture import Layer, picture
 from briolette.engine.report.words import RULES
 from briolette.engine.report.words import STAGES as STAGE_WORDS
 from briolette.engine.report.work import Work, total, works
+from briolette.engine.words import size
 
 VOID = {"meta", "input", "br", "img", "link", "hr"}
 
@@ -198,6 +200,7 @@ def test_stories_name_kernels_that_hold_the_op(page, form):
 
 def test_every_rule_has_words():
     names = {rule.name for rule in (*SIMPLIFY, *ANGLES, *(r for dtype in CACHE_DTYPES for r in cache_dtype(dtype)))}
+    names |= {rule.name for rule in products(Integers(()))}
     sources = "".join((ROOT / "compiler" / "rules" / f"{file}.py").read_text() for file in ("head", "fuse", "copies"))
     names |= set(re.findall(r'hits\["([\w-]+)"\]', sources)) | {
         f"fuse-{family}" for family in ("rows", *PRODUCTS.values())
@@ -220,6 +223,15 @@ def test_stories_tell_what_the_rules_did(sharing):
     assert "only the last token" in story(sharing, "attention.local.2", "attend(", "prefill")
     assert "only the last token" not in story(sharing, "attention.local", "attend(", "prefill")
     assert "only the last token" not in story(sharing, "attention.local.2", "attend(", "decode")
+
+
+def test_more_kinds_than_colours_keep_their_names():
+    x = node("param", name="x", type=Type((1,)))
+    kinds = [f"kind{number}" for number in range(8)]
+    layers = [Layer(number, number, Block(f"layer.{name}", (x,), x)) for number, name in enumerate(kinds)]
+    drawn = picture(layers, kinds, "")
+    assert re.findall(r"layer \d, (\w+)", drawn) == kinds
+    assert set(re.findall(r'class="(f\d)"', drawn)) == {f"f{colour}" for colour in range(6)}
 
 
 def test_the_picture_has_every_layer_and_who_shares(sharing):
@@ -264,7 +276,8 @@ def test_work_adds_up_and_meets_the_roof(sharing):
     assert Work("a", "b", "", 100e9, 1e9, 0).seconds(roof) == 1.0  # arithmetic
     assert Work("a", "b", "", 1e9, 30e9, 10e9).seconds(roof) == 1.0  # memory
     seconds = sum(work.seconds(roof) for work in found)
-    assert f"no more than <b>{1 / seconds:,.0f} tokens a second</b>" in sharing.text
+    assert f"about <b>{1 / seconds:,.0f} tokens a second</b>" in sharing.text
+    assert "By these figures a step takes about" in sharing.text  # given, not measured
     assert "40.0 GB/s, given with --bandwidth" in sharing.text
     assert "100 GFLOP/s, given with --peak" in sharing.text
 
@@ -274,6 +287,14 @@ def test_ceilings_are_measured_where_they_are_not_given():
     assert found.bandwidth > 1e8
     assert "measured: numpy reading" in found.bandwidth_from
     assert (found.peak, found.peak_from) == (7e9, "given with --peak")
+
+
+@pytest.mark.parametrize("ceilings", [(0.001, 1e9), (1e6, 0.001)])
+def test_a_roofline_of_any_machine_can_be_drawn(ceilings):
+    page = briolette(
+        "report", MODELS / "llama_plain.gguf", "--bandwidth", ceilings[0], "--peak", ceilings[1], "-o", "-"
+    )
+    assert "nan" not in page.split('class="chart roofline"')[1].split("</svg>")[0]
 
 
 def test_the_page_is_written_where_it_is_wanted(tmp_path, monkeypatch):
@@ -290,8 +311,13 @@ def test_the_page_is_written_where_it_is_wanted(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("-o", "{}"), "is a folder; say with -o which file"),
+        (("-o", "{}"), "is a folder; say with its name which file"),
+        (("-o", "{}/new/"), "is a folder; say with its name which file"),
+        (("-o", ""), "the name of the page is empty"),
         (("-o", "{}/no/page.html"), "there is no folder"),
+        (("--bandwidth", "inf"), "--bandwidth takes GB/s from 0.001 to 1,000,000, not inf"),
+        (("--bandwidth", "nan"), "not nan"),
+        (("--peak", "0"), "--peak takes GFLOP/s from 0.001 to 1,000,000,000, not 0"),
         (("--form", "all"), "there is no form `all` of a report; there are decode, prefill"),
         (("--kv", "f8"), "there is no KV cache type"),
         (("-o", str(MODELS / "llama_plain.gguf")), "is the model itself"),

@@ -56,7 +56,7 @@ CHANGES: list[tuple[str, str, Callable[[Values], np.ndarray], str]] = [
         "channels",
         "blk.1.attention.h",
         lambda v: v["blk.1.attention.h"] / tensor("blk.1.attn_norm.weight"),
-        "ours is multiplied by `attn_norm`, the reference is not",
+        "ours multiplies by `attn_norm` here, the reference does not",
     ),
     (
         "channels",
@@ -68,7 +68,7 @@ CHANGES: list[tuple[str, str, Callable[[Values], np.ndarray], str]] = [
         "channels",
         "blk.1.ffn.d",
         lambda v: v["blk.1.ffn.d"] * tensor("blk.1.ffn_norm.weight"),
-        "the reference is multiplied by `ffn_norm`, ours is not",
+        "the reference multiplies by `ffn_norm` here, ours does not",
     ),
     (
         "channels",
@@ -168,6 +168,26 @@ EDITS = [
         "the reference attends to `blk.1.cache`, ours to",
     ),
     ("epsilon", "h = x |> rms(attn_norm)", "h = x |> rms(attn_norm, eps=1e-5)", "eps 1e-05, ours 1e-06"),
+    ("epsilon", "h = x |> rms(attn_norm)", "h = x |> rms(attn_norm, eps=3.7e-4)", "eps 0.00037, ours 1e-06"),
+    ("replaced", "d = gelu(u", "d = silu(u", "the reference has silu here, ours gelu"),
+    (
+        "swapped",
+        "gelu(u |> linear(ffn_gate)) * (u |> linear(ffn_up))",
+        "gelu(u |> linear(ffn_up)) * (u |> linear(ffn_gate))",
+        "the reference has gelu of `blk.0.ffn_up` here, ours of `blk.0.ffn_gate`: the two are swapped",
+    ),
+    (
+        "reordered",
+        "|> rms(attn_q_norm) |> rope(theta, dims=rot, freqs=freqs)",
+        "|> rope(theta, dims=rot, freqs=freqs) |> rms(attn_q_norm)",
+        "the reference has rms_norm before rope here, ours after it",
+    ),
+    (
+        "elsewhere",
+        "cache[i] <- k, v |> rms()",
+        "cache[i] <- (v |> rms()), k",
+        "the reference has here what ours has as `blk.0.attention.k`|what ours has as `blk.0.cache.v`",
+    ),
 ]
 
 
@@ -178,8 +198,12 @@ def test_another_setting_is_explained(detector: str, old: str, new: str, says: s
     text = known.tree.source
     assert text.count(old) == 1
     tree = parse(text.replace(old, new), "other.arch")
-    other = Model(known.file, tree, front(tree, known.header), "reference", known.options)
-    told = explained(detector, first_case(name, record(other, tokens(name))))
+    if detector == "reordered":  # here the wrong spec is the one compared
+        case = first_case(name, recorded(name), front(tree, known.header))
+    else:
+        other = Model(known.file, tree, front(tree, known.header), "reference", known.options)
+        case = first_case(name, record(other, tokens(name)))
+    told = explained(detector, case)
     assert re.search(says, told), told
 
 

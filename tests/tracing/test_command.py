@@ -145,7 +145,7 @@ def test_one_sentence_says_what_is_wrong_with_the_input(right: Path, tmp_path: P
     values = load(right).values
     for args, says in [
         ((E2B,), "there is nothing to run: give a --prompt"),
-        ((E2B, "--tokens", "2,x"), "--tokens are numbers with commas"),
+        ((E2B, "--tokens", "2,x"), "--tokens takes numbers with commas"),
         ((E2B, "--tokens", "2,999"), "token id 999 is outside the vocabulary"),
         ((E2B, "--tokens", "2", "--prompt", "a"), "--prompt or --tokens, not both"),
         ((E2B, "--tokens", "2", "--values", "blk.9.*"), "no value of this program matches `blk.9.*`"),
@@ -158,6 +158,14 @@ def test_one_sentence_says_what_is_wrong_with_the_input(right: Path, tmp_path: P
         ((E2B, "--against", right, "--against-spec", "gemma4"), "--against-spec is for a model file"),
         ((E2B, "--against", right, "--tokens", "2,5"), "the traces are of different tokens: 2 (2, 5) here, 9 (2, 5, 9"),
         ((E2B, "--against", right, "--spec", "no.arch"), "there is no architecture file no.arch"),
+        ((E2B, "--against", right, "--tolerance", "1"), "from 0 to below 1, such as 1e-3, not 1"),
+        ((E2B, "--against", right, "--values", "blk.9.*"), "right.npz has no value that matches `blk.9.*`"),
+        (
+            (MODELS["gemma4_dense"], "--against", right),
+            "right.npz is a trace of another model than gemma4_dense.gguf, of gemma4_e2b.gguf: ",
+        ),
+        ((MODELS["llama_plain"], "--against", right), "such as `token_embd`, 9x40 there and 9x48 here"),
+        ((E2B, "--tokens", "2,5", "--against", MODELS["llama_plain"]), "llama_plain.gguf is a trace of another model"),
         ((E2B, "--against", changed(right, other, values={"x": values["main"]})), "no value that this program has too"),
     ]:
         said = trace(*args, code=2)
@@ -168,9 +176,38 @@ def test_one_sentence_says_what_is_wrong_with_the_input(right: Path, tmp_path: P
     for backend in ("cpu", "reference"):
         strange = changed(right, other, tokens=load(right).tokens + 75)
         assert "token id" in trace(E2B, "--against", strange, "--backend", backend, code=2)
+    assert "of the type `q8_0`" in trace(
+        E2B, "--against", changed(right, other, about={"kv": "q8_0"}), "--kv", "f32", code=2
+    )
     changed(right, other, about={"precision": "f7"})
     assert "its precision is `f7`" in trace(E2B, "--against", other, code=2)
     assert "nothing diverges" in trace(E2B, "--against", other, "--tolerance", "1e-4")
+
+
+def test_a_large_tolerance_makes_nothing_diverge_that_is_equal(right: Path) -> None:
+    for tolerance in ("0.2", "0.99"):
+        assert "nothing diverges: 2" in trace(E2B, "--against", right, "--tolerance", tolerance)
+
+
+def test_chosen_values_alone_are_compared(right: Path, wrong: Path) -> None:
+    found = json.loads(
+        trace(E2B, "--against", right, "--spec", wrong, "--values", "blk.3.*", "--values", "main", "--json", code=1)
+    )
+    assert [finding["label"] for finding in found["findings"]] == ["blk.3.attention.a"]
+    assert {row["label"].rsplit(".", 1)[0] for row in found["values"]} >= {"blk.3.attention", "main"}
+    assert all(row["label"].startswith(("blk.3.", "main")) for row in found["values"])
+    assert "nothing diverges" in trace(E2B, "--against", right, "--spec", wrong, "--values", "blk.3.ffn*")
+
+
+def test_a_prompt_within_the_window_leaves_a_note(right: Path, tmp_path: Path) -> None:
+    def noted(*args: object) -> str:
+        return CliRunner().invoke(app, ["trace", *map(str, args)]).stderr
+
+    assert "nothing beyond the window" not in noted(E2B, "--against", right)
+    trace(E2B, "--tokens", "2,5,9", "-o", tmp_path / "short.npz")
+    assert "a window of 7 tokens, and the prompt has 3: nothing beyond" in noted(
+        E2B, "--against", tmp_path / "short.npz"
+    )
 
 
 def test_other_shapes_are_told_and_reordered_axes_seen_through(right: Path, tmp_path: Path) -> None:
@@ -187,7 +224,7 @@ def test_other_shapes_are_told_and_reordered_axes_seen_through(right: Path, tmp_
     halved = found.values | {"blk.1.attention.q": q[:, :2]}
     shown = trace(E2B, "--against", changed(right, tmp_path / "b.npz", values=halved), code=1)
     assert "first divergence: blk.1.attention.q" in shown
-    assert "[9, 2, 24] in the reference" in shown
+    assert "ours is [9, 4, 24], but [9, 2, 24] in the reference" in shown
     last = {"main": found.values["main"][-1:], "blk.0.layer": found.values["blk.0.layer"]}
     assert "nothing diverges: 2 values" in trace(
         E2B, "--against", changed(right, tmp_path / "c.npz", values=last, about={})

@@ -17,9 +17,9 @@ from test_quirks import MUTATIONS, TEXT, Mutation
 
 from briolette.compiler.pipeline import front
 from briolette.engine.commands.trace import with_reasons
-from briolette.engine.tracing.compare import Finding
+from briolette.engine.tracing.judge import Finding
 from briolette.spec.errors import SpecError
-from briolette.spec.syntax import parse
+from briolette.spec.syntax import parse, shipped
 
 # What a recorder of transformers' modules gives: a value for most lines, none for the steps within one.
 MODULES = re.compile(
@@ -91,3 +91,12 @@ def test_nothing_diverges_where_nothing_is_changed() -> None:
     found = against("gemma4_e2b", recorded("gemma4_e2b"), TEXT)
     assert (found.findings, found.missing, found.extra) == ([], [], [])
     assert max(row.local for row in found.rows) < 1e-6
+
+
+def test_of_two_lines_that_store_the_one_at_fault_is_named() -> None:
+    store = "cache[i] <- k, v\n"
+    text = shipped()["gemma3"].read_text().replace(store, f"if swa[i] {{ {store} }} else {{ {store} }}\n")
+    assert against("gemma3_array", recorded("gemma3_array"), text).findings == []
+    wrong = text.replace("<- k, v", "<- v, v", 1)
+    line = next(n for n, line in enumerate(wrong.split("\n"), 1) if "<- v, v" in line)
+    assert line_of(against("gemma3_array", recorded("gemma3_array"), wrong).findings[0]) == line

@@ -6,7 +6,9 @@ import dataclasses
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,6 +17,7 @@ from briolette.compiler.header import Header, TensorInfo
 from briolette.compiler.labels import labels
 from briolette.compiler.pipeline import front
 from briolette.engine.gguf import open_gguf
+from briolette.engine.recorders import recording
 from briolette.engine.recorders.config import settings
 from briolette.engine.recorders.recording import Reference, open_reference
 from briolette.engine.recorders.table import SECTIONS, Theirs, beside, chosen, load, parse
@@ -203,6 +206,36 @@ def test_a_table_that_is_not_there():
 def test_tokens_that_are_none(tokens, says):
     with pytest.raises(BrioletteError, match=says):
         open_reference(str(path("gemma4_moe")), tokens)
+
+
+def test_a_file_without_embeddings_is_refused_in_a_sentence(monkeypatch):
+    def without(path):
+        file = open_gguf(path)
+        kept = {name: tensor for name, tensor in file.header.tensors.items() if name != "token_embd.weight"}
+        return dataclasses.replace(file, header=dataclasses.replace(file.header, tensors=kept))
+
+    monkeypatch.setattr(recording, "open_gguf", without)
+    with pytest.raises(BrioletteError, match=r"token_embd"):
+        open_reference(str(path("llama_plain")), [2, 5])
+
+
+def test_a_release_without_the_class_is_refused_in_a_sentence(monkeypatch, references):
+    parts = {
+        "torch": (),
+        "transformers": (),
+        "transformers.initialization": ("no_init_weights",),
+        "transformers.masking_utils": ("ALL_MASK_ATTENTION_FUNCTIONS", "AttentionMaskInterface"),
+        "transformers.modeling_utils": ("AttentionInterface",),
+    }
+    for name, holds in parts.items():
+        module = ModuleType(name)
+        vars(module).update(dict.fromkeys(holds), __version__="0.1")
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, "briolette.engine.recorders.transformers", raising=False)
+    recorder = import_module("briolette.engine.recorders.transformers")
+    monkeypatch.delitem(sys.modules, recorder.__name__)  # nobody else is to see it
+    with pytest.raises(BrioletteError, match=r"transformers 0\.1 has no LlamaForCausalLM: `make peers`"):
+        recorder.build(references["llama"][0])
 
 
 def test_two_labels_for_one_value_are_refused(references):

@@ -45,6 +45,10 @@ def test_a_recording_in_several_steps_is_one_in_a_single_step() -> None:
     for label, value in found.items():
         assert value.shape == wanted[label].shape
         assert np.linalg.norm(value - wanted[label]) < 1e-3 * np.linalg.norm(wanted[label])
+    for rows in (3, 50):  # within the last step, and from several
+        ends = known.values(long, ["blk.3.attention.a", "main"], {"main": rows})
+        assert np.array_equal(ends["main"], found["main"][-rows:])
+        assert len(ends["blk.3.attention.a"]) == len(long)
 
 
 def test_an_engine_goes_on_after_its_values_were_recorded() -> None:
@@ -79,6 +83,12 @@ def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert np.array_equal(again.tokens, found.tokens)
     assert again.about == {"format": "briolette-trace 1", **found.about}
     assert [path.name for path in tmp_path.iterdir()] == ["run.npz"]
+
+
+def test_a_block_may_have_any_name(tmp_path: Path) -> None:
+    values = {"file": np.ones((1, 2), np.float32), "allow_pickle": np.zeros((1, 2), np.float32)}
+    save(tmp_path / "run.npz", Recording(np.array([1], np.int32), values))
+    assert list(load(tmp_path / "run.npz").values) == list(values)
 
 
 def test_a_file_that_was_there_survives_a_failure(tmp_path: Path) -> None:
@@ -121,6 +131,9 @@ def test_other_files_are_no_traces(tmp_path: Path, content: bytes, says: str) ->
         ({"__tokens__": np.zeros((2, 2), np.int32)}, "a list of token ids"),
         ({"__tokens__": np.array([1.5])}, "a list of token ids"),
         ({"__tokens__": np.array([], np.int32)}, "a list of token ids"),
+        ({"__tokens__": np.array([1 << 31]), "main": np.zeros((1, 2))}, "beyond 32 bits"),
+        ({"__tokens__": np.array([-1]), "main": np.zeros((1, 2))}, "below 0"),
+        ({"__tokens__": np.array([1])}, "has no values"),
         ({"__tokens__": np.array([1]), "__about__": np.array("{")}, "no JSON object"),
         ({"__tokens__": np.array([1]), "__about__": np.array('{"format": "x 9"}')}, "format `x 9`"),
         ({"__tokens__": np.array([1]), "a": np.array(["text"])}, "where numbers are wanted"),
@@ -133,6 +146,24 @@ def test_a_trace_with_something_wrong_in_it_is_refused(tmp_path: Path, members: 
         load(tmp_path / "x.npz")
 
 
+def test_of_a_long_prompt_the_last_logits_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = recorded("gemma4_e2b")
+    monkeypatch.setattr("briolette.engine.tracing.record.LOGITS", 5 * 80)
+    for backend in ("cpu", "reference"):
+        cut = record(model("gemma4_e2b", backend), tokens("gemma4_e2b"))
+        assert cut.about["last_logits"] == 5
+        assert {label for label, value in cut.values.items() if len(value) == 5} == {"main.logits", "main"}
+        assert cut.told("main")["shape"] == [5, 80]
+        assert np.allclose(cut.values["main"], whole.values["main"][-5:], atol=1e-3)
+        for reference, ours in ((cut, whole), (whole, cut), (cut, None), (whole, None)):
+            found = against("gemma4_e2b", reference, ours=ours)
+            assert (found.findings, found.missing, found.extra) == ([], [], [])
+            row = next(row for row in found.rows if row.label == "main")
+            assert (len(row.theirs), row.note) == (5, "the last 5 tokens alone")
+        shifted = replace(cut, values=cut.values | {"main": whole.values["main"][-6:-1]})
+        assert against("gemma4_e2b", shifted).findings[0].row.label == "main"
+
+
 def test_a_trace_needs_no_more_than_tokens_and_values(tmp_path: Path) -> None:
     """As another tool may write it."""
     np.savez(tmp_path / "x.npz", __tokens__=np.array([1, 2]), main=np.zeros((2, 80)))
@@ -142,5 +173,26 @@ def test_a_trace_needs_no_more_than_tokens_and_values(tmp_path: Path) -> None:
 
 
 def test_what_is_told_of_values_is_read_with_care() -> None:
-    odd = Recording(np.array([1], np.int32), {"a": np.zeros(1)}, json.loads('{"values": {"a": 3}}'))
-    assert odd.named().keys() == {"a"}
+    for told in ('{"values": 3}', '{"values": {"a": 3}}', '{"values": {"a": {"names": 3}}}'):
+        odd = Recording(np.array([1], np.int32), {"a": np.zeros(1)}, json.loads(told))
+        assert odd.named().keys() == {"a"}
+
+
+def test_a_trace_is_as_readable_as_other_files(tmp_path: Path) -> None:
+    (tmp_path / "link.npz").symlink_to(tmp_path / "run.npz")
+    save(tmp_path / "link.npz", recorded("llama_plain"))
+    assert (tmp_path / "link.npz").is_symlink()
+    assert (tmp_path / "run.npz").stat().st_mode & 0o777 == 0o644
+
+
+def test_of_another_engines_value_it_is_enough_to_say_where_it_is_made() -> None:
+    right = recorded("llama_plain")
+    values = dict(right.named())
+    strange = {
+        "blk.0.theirs": values["blk.0.attn_q"] + 1,
+        **values,
+        "blk.0.attn_output": values["blk.0.attn_output"] * 2,
+    }
+    about = {"precision": "f32", "values": {"blk.0.theirs": {"where": "model.py:3"}}}
+    found = against("llama_plain", replace(right, values=strange, about=about))
+    assert found.findings[0].row.label == "blk.0.attn_output"

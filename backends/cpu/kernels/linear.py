@@ -72,7 +72,7 @@ def emit_linear(module: ir.Module, target: Target, name: str, spec: Linear) -> i
     function = ir.Function(module, signature, name)
     function.linkage = "internal"
     b = Build(ir.IRBuilder(function.append_basic_block("entry")), target)
-    emitter = _Emitter(b, spec, function.args)
+    emitter = Products(b, spec, function.args)
     if spec.experts:
         emitter.expert_rows()
     elif spec.single:
@@ -83,7 +83,9 @@ def emit_linear(module: ir.Module, target: Target, name: str, spec: Linear) -> i
     return function
 
 
-class _Emitter:
+class Products:
+    """Emits a kernel's body: what its operands are, and what follows on the results of its products."""
+
     def __init__(self, b: Build, spec: Linear, args: Sequence[Value]):
         self.b, self.spec = b, spec
         self.operands = list(zip(spec.block.params, spec.operands, args, strict=False))
@@ -103,16 +105,21 @@ class _Emitter:
     def expert_rows(self) -> None:
         """Every (token, expert) pair in turn; threads share the output columns of each."""
         b, spec = self.b, self.spec
-        ids = next(param for param, operand, _ in self.operands if operand.role == "ids")
 
         def pair(index: Value, _: list[Value]) -> None:
-            expert = b.ir.sext(b.load(self.pointer[ids], I32, b.shl(index, 2), align=4), I64)
-            row = b.ir.sdiv(index, b.i64(spec.experts)) if spec.shared_input else index
+            row, expert = self.chosen(index)
             x = b.at(self.pointer[self.x], b.mul(row, 4 * self.operand[self.x].place.stride))
             weights = [b.at(self.pointer[w], b.mul(expert, self.operand[w].expert_bytes)) for w in self.weights]
             self.stream(index, x, weights, b.at(self.out, b.mul(index, 4 * spec.outputs)))
 
         b.loop(0, b.mul(self.rows, spec.experts), 1, [], pair)
+
+    def chosen(self, index: Value) -> tuple[Value, Value]:
+        """Of a (token, expert) pair: the input's row, and the expert."""
+        b, spec = self.b, self.spec
+        ids = next(param for param, operand, _ in self.operands if operand.role == "ids")
+        expert = b.ir.sext(b.load(self.pointer[ids], I32, b.shl(index, 2), align=4), I64)
+        return (b.ir.sdiv(index, b.i64(spec.experts)) if spec.shared_input else index), expert
 
     def stream(self, row: Value, x: Value, weights: list[Value], out: Value) -> None:
         """out[n] = epilogue(w[n] . x) for this thread's share of the weight rows."""

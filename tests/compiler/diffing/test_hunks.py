@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from briolette.compiler.diffing.hunks import Hunk, Line, layers_of_blocks, sections
+from briolette.compiler.diffing.hunks import Hunk, Line, sections
 from briolette.compiler.diffing.script import difference
 from briolette.compiler.diffing.tables import kind_rows, param_rows, tensor_rows, value_text
 from briolette.compiler.elaborate import elaborate
 from briolette.compiler.example import example
-from briolette.compiler.ir import Module
+from briolette.compiler.ir import Module, layers_of_blocks
 from briolette.compiler.pipeline import Form, Trace, front, optimise
 from briolette.compiler.unfuse import kernels, unfused
 from briolette.engine.gguf import open_gguf

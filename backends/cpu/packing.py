@@ -1,0 +1,374 @@
+"""Weights as kernels on 8-bit activations read them: 16 rows interleaved by words of four bytes.
+
+A unit is as many blocks of a row as make whole words; its fields stand in an order in which those of four and more
+bytes begin at a word. A tile is 16 rows: word j of a unit of all 16 rows lies side by side, one vector. So every
+field of a format can be read in lanes, whatever the format, and no sum has to go across them. Packing moves bytes and
+makes none: a packed weight takes as many as it takes in the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+
+from llvmlite import ir
+
+from briolette.compiler.opset.matrices import BLOCK, TILE
+
+from ..formats import FORMATS, Field, Format
+from .build import F32, I8, I16, I32, I64, PTR, VOID, Build, Target, Value
+
+WORD = 4
+LINE = WORD * TILE  # bytes of one word of all rows: a vector
+BYTES = 0x01010101  # times a byte: that byte four times
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A field of one of a unit's blocks: where it lies in the file's unit, and where in the packed one."""
+
+    field: Field
+    block: int
+    source: int
+    at: int
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a format is packed."""
+
+    format: Format
+
+    @cached_property
+    def blocks(self) -> int:
+        """Blocks in a unit."""
+        return next(n for n in (1, 2, 4) if n * self.format.bytes % WORD == 0)
+
+    @property
+    def bytes(self) -> int:
+        """Of a unit of one row."""
+        return self.blocks * self.format.bytes
+
+    @property
+    def elements(self) -> int:
+        """Of a unit."""
+        return self.blocks * self.format.elements
+
+    @cached_property
+    def pieces(self) -> dict[tuple[str, int], Piece]:
+        found: dict[tuple[str, int], Piece] = {}
+        at = 0
+        for whole in (True, False):
+            for block in range(self.blocks):
+                for field in self.format.fields:
+                    if (field.length % WORD == 0) == whole:
+                        source = block * self.format.bytes + field.offset
+                        found[field.name, block] = Piece(field, block, source, at)
+                        at += field.length
+        return found
+
+    @property
+    def spread(self) -> str | None:
+        """A field of single bits in the elements' order, which packing puts in an order of its own: bit e goes to bit
+        e / 4 of byte e % 4, so that four elements' bits are one shift away."""
+        packed = self.format.quants
+        high = self.format[packed.high] if packed is not None and packed.high else None
+        return high.name if high is not None and high.run == 1 else None
+
+
+def packing(format: str) -> Packing | None:
+    """How a format is packed; None for plain numbers."""
+    found = FORMATS.get(format)
+    return Packing(found) if found is not None and found.quants is not None else None
+
+
+# What can be packed, and the columns that a weight must be a multiple of.
+PACKED = {name: p.elements for name in FORMATS if (p := packing(name)) is not None and p.elements % BLOCK == 0}
+
+
+def emit_pack(module: ir.Module, target: Target, name: str, how: Packing) -> ir.Function:
+    """`void f(ptr file, ptr packed, i64 first, i64 last, i64 units)`: tiles first .. last of rows of `units` units."""
+    function = ir.Function(module, ir.FunctionType(VOID, [PTR, PTR, I64, I64, I64]), name)
+    b = Build(ir.IRBuilder(function.append_basic_block("entry")), target)
+    source, packed, first, last, units = function.args
+    row_bytes = b.mul(units, how.bytes)
+
+    def unit(index: Value, _: list[Value]) -> None:
+        tile, u = b.ir.udiv(index, units), b.ir.urem(index, units)
+        start = b.at(b.at(source, b.mul(b.mul(tile, TILE), row_bytes)), b.mul(u, how.bytes))
+        rows = [b.at(start, b.mul(row_bytes, r)) for r in range(TILE)]
+        out = b.at(packed, b.mul(index, how.bytes * TILE))
+        words = list(_words(how).items())
+        for group in range(0, len(words), TILE):
+            some = words[group : group + TILE]
+            lines = _turned(b, [_row(b, row, [parts for _, parts in some]) for row in rows])
+            for (at, parts), line in zip(some, lines, strict=False):
+                spread = any(piece.field.name == how.spread for piece, *_ in parts)
+                b.store(_spread(b, line) if spread else line, out, at * TILE, align=LINE)
+
+    b.loop(b.mul(first, units), b.mul(last, units), 1, [], unit)
+    b.ir.ret_void()
+    return function
+
+
+Part = tuple[
+    Piece, int, int, int
+]  # of a word: where it comes from, its offset in the file's unit, its bytes, its place
+
+
+def _words(how: Packing) -> dict[int, list[Part]]:
+    """Each word of a packed unit with the stretches of bytes that it is made of."""
+    found: dict[int, list[Part]] = {}
+    for piece in how.pieces.values():
+        done = 0
+        while done < piece.field.length:
+            at = piece.at + done
+            size = min(WORD - at % WORD, piece.field.length - done)
+            found.setdefault(at // WORD * WORD, []).append((piece, piece.source + done, size, at % WORD))
+            done += size
+    return dict(sorted(found.items()))
+
+
+def _row(b: Build, row: Value, words: Sequence[Sequence[Part]]) -> Value:
+    """Up to 16 words of one row as a vector; stretches that lie together in the file are loaded together."""
+    runs: list[list[Sequence[Part]]] = []
+    for parts in words:
+        ((_, offset, size, _), *more) = parts
+        before = runs[-1][-1][0] if runs else None
+        follows = before is not None and size == before[2] == WORD and offset == before[1] + WORD and not more
+        if follows:
+            runs[-1].append(parts)
+        else:
+            runs.append([parts])
+    vector, at = b.const(b.vec(I32, TILE), 0), 0
+    for run in runs:
+        count = len(run)
+        if count > 1:
+            loaded = b.load(row, b.vec(I32, count), run[0][0][1])
+            wide = b.shuffle(loaded, [min(i, count) for i in range(TILE)], b.const(loaded.type, 0))
+            mask = [i if not at <= i < at + count else TILE + i - at for i in range(TILE)]
+            vector = b.shuffle(vector, mask, wide) if count < TILE else loaded
+        else:
+            vector = b.ir.insert_element(vector, _word(b, row, run[0]), b.i32(at))
+        at += count
+    return vector
+
+
+def _word(b: Build, row: Value, parts: Sequence[Part]) -> Value:
+    """A word of one row, put together from where its bytes lie in the file."""
+    pieces = []
+    for _, offset, size, place in parts:
+        loaded = b.load(row, {1: I8, 2: I16, 4: I32}[size], offset)
+        pieces.append(b.shl(loaded if size == WORD else b.ir.zext(loaded, I32), 8 * place))
+    return reduce(b.bit_or, pieces)
+
+
+def _turned(b: Build, rows: list[Value]) -> list[Value]:
+    """16 vectors of 16 turned about: lane i of result j is lane j of row i."""
+    span = TILE // 2
+    while span:
+        first = [i if i // span % 2 == 0 else TILE + i - span for i in range(TILE)]
+        second = [i + span if i // span % 2 == 0 else TILE + i for i in range(TILE)]
+        turned = list(rows)
+        for i in range(TILE):
+            if i // span % 2 == 0:
+                turned[i] = b.shuffle(rows[i], first, rows[i + span])
+                turned[i + span] = b.shuffle(rows[i], second, rows[i + span])
+        rows, span = turned, span // 2
+    return rows
+
+
+def _spread(b: Build, word: Value) -> Value:
+    """Bits in the elements' order to the order of `Packing.spread`."""
+    parts = []
+    for k in range(8):
+        four = b.bit_and(b.shr(word, 4 * k), 0xF)
+        apart = b.bit_and(b.mul(four, 0x00204081), BYTES)  # bit i of four to byte i
+        parts.append(b.shl(apart, k))
+    return reduce(b.bit_or, parts)
+
+
+class Unit:
+    """A unit of a tile at `ptr`: its weights as bytes and its scales as f32, in lanes of 16 rows."""
+
+    def __init__(self, b: Build, how: Packing, ptr: Value):
+        self.b, self.how, self.format, self.ptr = b, how, how.format, ptr
+        self.loaded: dict[int, Value] = {}
+        self.made: dict[object, Value] = {}
+
+    # --- weights ---------------------------------------------------------------------------------------
+
+    @property
+    def bias(self) -> int:
+        """What has to be taken off the bytes that `weights` gives."""
+        packed = self.format.quants
+        assert packed is not None
+        return 128 if packed.table or self.format[packed.low].bits == 8 else packed.bias
+
+    def weights(self, block: int, element: int) -> Value:
+        """Four consecutive weights of each row as unsigned bytes in an i32."""
+        b, packed = self.b, self.format.quants
+        assert packed is not None
+        low = self.format[packed.low]
+        if low.bits == 8:
+            byte = element
+            word = self.word(packed.low, block, byte)
+            return b.ir.xor(word, b.const(word.type, 0x80 * BYTES)) if low.type == "i8" else word
+        byte, shift = low.place(element)
+        mask = ((1 << low.bits) - 1) * BYTES
+        q = b.bit_and(b.shr(self.word(packed.low, block, byte - low.offset), shift), mask)
+        if packed.high is not None:
+            q = b.bit_or(q, self.high(packed.high, block, element, low.bits))
+        return emit_lookup(b, [v + 128 for v in packed.table], q) if packed.table else q
+
+    def high(self, name: str, block: int, element: int, up: int) -> Value:
+        """The high bits of four weights, where they belong."""
+        b, field = self.b, self.format[name]
+        byte, shift = (0, element // 4) if name == self.how.spread else field.place(element)
+        word = self.word(name, block, 0 if name == self.how.spread else byte - field.offset)
+        moved = b.shl(word, up - shift) if up >= shift else b.shr(word, shift - up)
+        return b.bit_and(moved, (((1 << field.bits) - 1) << up) * BYTES)
+
+    # --- scales ----------------------------------------------------------------------------------------
+
+    def scale(self, block: int, group: int) -> Value:
+        """f32: what a group's weights are multiplied with."""
+        return self.once(("scale", block, group), lambda: self._scale("d", block, group, 0))
+
+    def offset(self, block: int, group: int) -> Value | None:
+        """f32: what is added to them, times their scale's activations; None where there is nothing."""
+        name = self.format.offsets
+        if name is None:
+            return None
+        groups = self.format.groups
+        made = self.once(("offset", block, group), lambda: self._scale(name, block, group, groups))
+        return self.b.neg(made) if self.format.subs is not None else made
+
+    def _scale(self, name: str, block: int, group: int, first: int) -> Value:
+        number = self.once((name, block), lambda: self.number(name, block))
+        if self.format.subs is None:
+            return number
+        return self.b.mul(number, self.b.to_f32(self.sub(block, first + group)))
+
+    def number(self, name: str, block: int) -> Value:
+        """A scalar field as f32."""
+        b, field = self.b, self.format[name]
+        value = self.bytes_of(name, block, 0)
+        if field.type == "f16":
+            return b.f16_to_f32(b.ir.trunc(value, b.vec(I16, TILE)))
+        e = b.bit_and(value, 0xFF)  # e8m0, halved: see formats.numbers
+        tiny = b.ir.shl(b.const(e.type, 0x00200000), e)
+        small = b.ir.icmp_unsigned("<", e, b.const(e.type, 2))
+        return b.bits(b.ir.select(small, tiny, b.shl(b.sub(e, 1), 23)), b.vec(F32, TILE))
+
+    def sub(self, block: int, index: int) -> Value:
+        """A group's own small scale, or offset, as an i32."""
+        b, subs = self.b, self.format.subs
+        assert subs is not None
+        low = self.format[subs.low]
+        if low.bits == 6:
+            return self.six(block, index)
+        value = self.integer(subs.low, block, index)
+        if low.type == "i8":
+            value = b.ir.ashr(b.shl(value, 24), b.const(value.type, 24))
+        if subs.high is not None:
+            value = b.bit_or(value, b.shl(self.integer(subs.high, block, index), low.bits))
+        return b.sub(value, subs.bias) if subs.bias else value
+
+    def integer(self, name: str, block: int, index: int) -> Value:
+        """An integer of a small field."""
+        field = self.format[name]
+        byte, shift = field.place(index)
+        value = self.b.shr(self.bytes_of(name, block, byte - field.offset), shift)
+        return self.b.bit_and(value, (1 << field.bits) - 1)
+
+    def six(self, block: int, index: int) -> Value:
+        """Of q4_k and q5_k: scale (0 to 7) or offset (8 to 15), six bits each; formats._six_bits tells how they lie."""
+        b, group = self.b, index % 8
+        d, m, both = (self.word("scales", block, WORD * i) for i in range(3))
+        key = ("six", block, index // 8, group // 4)
+        own, shift = (d, 0) if index < 8 else (m, 4)
+
+        def words() -> Value:
+            if group < 4:
+                return b.bit_and(own, 0x3F * BYTES)
+            low, top = b.bit_and(b.shr(both, shift), 0x0F * BYTES), b.bit_and(b.shr(own, 2), 0x30 * BYTES)
+            return b.bit_or(low, top)
+
+        return b.bit_and(b.shr(self.once(key, words), 8 * (group % 4)), 0xFF)
+
+    # --- memory ----------------------------------------------------------------------------------------
+
+    def word(self, name: str, block: int, byte: int) -> Value:
+        """The word of a field that begins at a byte of it."""
+        at = self.how.pieces[name, block].at + byte
+        assert at % WORD == 0, (name, byte)
+        return self.line(at // WORD)
+
+    def bytes_of(self, name: str, block: int, byte: int) -> Value:
+        """A field from a byte on, as far as its word goes, in the lowest bits."""
+        at = self.how.pieces[name, block].at + byte
+        return self.b.shr(self.line(at // WORD), 8 * (at % WORD))
+
+    def line(self, index: int) -> Value:
+        if index not in self.loaded:
+            self.loaded[index] = self.b.load(self.ptr, self.b.vec(I32, TILE), LINE * index, align=LINE)
+        return self.loaded[index]
+
+    def once(self, key: object, make: Callable[[], Value]) -> Value:
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+
+# --- what the target does with bytes ------------------------------------------------------------------------
+
+
+def emit_dot4(b: Build, total: Value, weights: Value, x: Value, bits: int) -> Value:
+    """i32 lanes: total + the four unsigned bytes of `weights` (of so many bits) by the four signed bytes of x."""
+    wide = b.vec(I32, TILE)
+    if b.target.has("avx512vnni"):
+        return b.intrinsic("llvm.x86.avx512.vpdpbusd.512", wide, [total, weights, x])
+    if b.target.has("avx2") and bits < 8:  # pairs of products fit into 16 bits
+        halves = []
+        for first in (0, 8):
+            w, a = (b.bits(b.slice(v, first, 8), b.vec(I8, 32)) for v in (weights, x))
+            pairs = b.intrinsic("llvm.x86.avx2.pmadd.ub.sw", b.vec(I16, 16), [w, a])
+            ones = b.const(b.vec(I16, 16), 1)
+            halves.append(b.intrinsic("llvm.x86.avx2.pmadd.wd", b.vec(I32, 8), [pairs, ones]))
+        return b.add(total, b.shuffle(halves[0], range(16), halves[1]))
+    for place in range(4):
+        w = b.bit_and(b.shr(weights, 8 * place), 0xFF)
+        a = b.ir.ashr(b.shl(x, 24 - 8 * place), b.const(wide, 24))
+        total = b.add(total, b.mul(w, a))
+    return total
+
+
+def emit_lookup(b: Build, table: Sequence[int], index: Value) -> Value:
+    """Bytes of a table of 16 by indices in the bytes of i32 lanes."""
+    for feature, name, size in (
+        ("avx512bw", "llvm.x86.avx512.pshuf.b.512", 64),
+        ("avx2", "llvm.x86.avx2.pshuf.b", 32),
+        ("ssse3", "llvm.x86.ssse3.pshuf.b.128", 16),
+        ("neon", "llvm.aarch64.neon.tbl1.v16i8", 16),
+    ):
+        if not (b.target.has(feature) or (feature == "neon" and b.target.arm)):
+            continue
+        some = b.vec(I8, size)
+        entries = b.const(some, list(table) * (size // 16))
+        lanes = size // WORD
+        parts = [b.bits(b.slice(index, at, lanes), some) for at in range(0, TILE, lanes)]
+        found = [b.bits(b.intrinsic(name, some, [entries, part]), b.vec(I32, lanes)) for part in parts]
+        while len(found) > 1:
+            size = 2 * found[0].type.count
+            found = [b.shuffle(x, range(size), y) for x, y in zip(found[::2], found[1::2], strict=True)]
+        return found[0]
+    result = b.const(index.type, 0)
+    for place in range(4):
+        one = b.bit_and(b.shr(index, 8 * place), 0xF)
+        byte = b.const(index.type, table[0])
+        for value, entry in enumerate(table[1:], 1):
+            byte = b.ir.select(b.ir.icmp_unsigned("==", one, b.const(one.type, value)), b.const(one.type, entry), byte)
+        result = b.bit_or(result, b.shl(byte, 8 * place))
+    return result

@@ -1,0 +1,226 @@
+"""Packed weights: every format is packed and multiplied as the op table says, on every kind of machine.
+
+What native code makes of quantised activations is held against products in double precision of the same integers; an
+error is measured against the sum of |w| |x| of each result.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from programs import ARM, BLOCKS, FEW, HOST, PLAIN, RUNNABLE, Program, T, undefined
+
+from briolette.backends import formats
+from briolette.backends.base import Options, Weights
+from briolette.backends.cpu import jit
+from briolette.backends.cpu.emit import Emitter, layout_of
+from briolette.backends.cpu.engine import CpuEngine
+from briolette.backends.cpu.kernels.packed import ROWS
+from briolette.backends.cpu.memory import form_of
+from briolette.backends.cpu.pack import Packed
+from briolette.backends.cpu.packing import PACKED, TILE, packing
+from briolette.compiler.interp import Interpreter
+from briolette.compiler.ir import Module, Node, topological
+from briolette.compiler.ops import node
+from briolette.compiler.pipeline import Form, Trace, optimise
+from briolette.compiler.rewrite import rewrite
+from briolette.compiler.rules.integers import Integers, products
+from briolette.compiler.text import parse_module, print_module
+
+BOUND = 1e-6
+PACKING = Options(context=64, weights="packed")
+MACHINES = {**FEW, **({"avx2": RUNNABLE["avx2"]} if "avx2" in RUNNABLE else {})}
+
+
+def quantised(p: Program, output: Node, rows: int, bits: int = 16) -> np.ndarray:
+    """The program's value in f64, but for activations, which are rounded to integers as f32 arithmetic does it."""
+    module = rewrite(p.module(output), products(Integers(tuple(PACKED.items()), ROWS, bits)))
+    single = Interpreter(lambda name: p.decoded(name, np.float32))
+    single.step([output], range(rows), 0)  # what tokens and positions are
+    given: dict[Node, np.ndarray] = {}
+    for item in topological(module.outputs):
+        if item.op == "quantize":
+            (given[item],) = single.evaluate([item], {})
+    assert given, "nothing is quantised"
+    double = Interpreter(p.decoded, np.float64)
+    double.tokens, double.positions, double.sizes = single.tokens, single.positions, single.sizes
+    return double.evaluate(module.outputs, {item: value.astype(np.float64) for item, value in given.items()})[0]
+
+
+def size(p: Program, x: str, w: str, rows: int) -> np.ndarray:
+    return np.abs(p.decoded(x)[:rows]) @ np.abs(p.decoded(w)).T
+
+
+# Between them every way of reading a field; on other machines, the rest is the same code.
+DIFFERENT = {"avx2": ("q5_0", "q8_0", "q4_k", "iq4_nl"), "sse2": ("q5_0", "iq4_nl")}
+PAIRS = [(f, m) for m in MACHINES for f in DIFFERENT.get(m, BLOCKS)]
+
+
+@pytest.mark.parametrize(("format", "machine"), PAIRS)
+def test_every_format(format, machine):
+    target = MACHINES[machine]
+    steps = ((1, "fast", 16), (ROWS + 3, "exact", 16), (ROWS + 3, "fast", 8))
+    for rows, prefill, bits in steps if machine.endswith("lanes") else steps[:2]:
+        p = Program(seed=rows)
+        y = node("linear", p.input("x", rows, 1024), p.weight("w", 48, 1024, format=format))
+        found = p.run(y, rows, threads=2, target=target, weights="packed", prefill=prefill)
+        assert np.all(np.abs(found - quantised(p, y, rows, bits)) <= BOUND * size(p, "x", "w", rows))
+        assert np.linalg.norm(found - p.exact(y, rows)) <= 2.0**-bits * 8 * np.linalg.norm(found)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    format=st.sampled_from(["q8_0", "q5_0", "q4_k", "q6_k", "iq4_nl"]),
+    rows=st.integers(1, 40),
+    tiles=st.integers(1, 5),
+    units=st.integers(1, 3),
+    threads=st.integers(1, 9),
+)
+def test_any_size_and_any_number_of_threads(format, rows, tiles, units, threads):
+    p = Program(seed=rows)
+    columns = PACKED[format] * units
+    y = node("linear", p.input("x", rows, columns), p.weight("w", TILE * tiles, columns, format=format))
+    found = p.run(y, rows, threads=threads, weights="packed")
+    assert np.all(np.abs(found - quantised(p, y, rows)) <= BOUND * size(p, "x", "w", rows) + 1e-30)
+
+
+@pytest.mark.parametrize("rows", [1, 14])
+def test_what_follows_a_product_and_products_of_one_input(rows):
+    p = Program(seed=3)
+    x = p.input("x", rows, 512)
+    gate, up = (node("linear", x, p.weight(n, 32, 512, format="q4_k")) for n in ("gate", "up"))
+    hidden = node("mul", node("gelu", gate), up)
+    y = node("softcap", hidden, cap=30.0)
+    module = optimise(p.module(y), form_of("decode" if rows == 1 else "all", PACKING))
+    assert sum(n.op == "quantize" for n in topological(module.roots)) == 1
+    products = [n for n in topological(module.roots) if n.op == "fused" and n["family"] == "linear"]
+    assert max(sum(n.op == "linear" for n in topological([p["block"].result])) for p in products) == 2
+    assert np.allclose(p.run(y, rows, 2, weights="packed"), quantised(p, y, rows), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_experts_and_parts_of_a_weight(rows):
+    p = Program(seed=4)
+    x = p.input("x", rows, 256)
+    ids = node("top", p.input("scores", rows, 6), k=3)
+    both = p.weight("both", 6, 64, 256, format="q4_k")
+    gate, up = (node("slice", both, axis=1, start=at, stop=at + 32) for at in (0, 32))
+    hidden = node("mul", node("silu", node("expert_linear", x, gate, ids)), node("expert_linear", x, up, ids))
+    down = node("expert_linear", hidden, p.weight("down", 6, 16, 32, format="q5_1"), ids)
+    y = node("combine", down, node("take", p.input("scores", rows, 6), ids))
+    found, wanted = p.run(y, rows, 2, weights="packed"), p.exact(y, rows)
+    assert np.linalg.norm(found - wanted) <= 0.03 * np.linalg.norm(wanted)
+
+
+def test_a_head_that_is_the_embedding_too():
+    """The table is looked up in where it lies, and multiplied with where it was packed."""
+    p = Program(seed=5)
+    table = p.weight("table", 64, 256, format="q8_0")
+    y = node("linear", node("embed", table, node("tokens", rows=T)), table)
+    engine = p.engine(y, 2, weights="packed")
+    engine.step(range(9), 0)
+    assert engine.allocated["packed"] == p.tensors["table"][1].nbytes
+    assert [array.nbytes for array in engine.kept] == [p.tensors["table"][1].nbytes] * len(engine.kept)
+    engine.close()
+
+
+def test_rows_of_zeros_and_of_huge_numbers():
+    p = Program(seed=6)
+    values = np.zeros((3, 64), np.float32)
+    values[1, 5], values[2] = 3e38, 1e-30
+    x = node("embed", p.add("x", values, (3, 64)), node("position", rows=T))
+    y = node("linear", x, p.weight("w", 16, 64, format="q8_0"))
+    found = p.run(y, 3, weights="packed")
+    assert np.all(found[0] == 0)
+    assert np.all(np.isfinite(found[2]))
+
+
+def test_only_what_fits_is_packed():
+    """Tiles are not cut: other weights stay in the file and are multiplied in f32."""
+    p = Program(seed=7)
+    for shape, format in (((24, 256), "q4_k"), ((16, 320), "q8_0"), ((16, 96), "q5_0"), ((16, 64), "f16")):
+        y = node("linear", p.input("x", 2, shape[1]), p.weight("w", *shape, format=format))
+        fits = shape[0] % TILE == 0 and format in PACKED and shape[1] % PACKED[format] == 0
+        module = optimise(p.module(y), form_of("all", PACKING))
+        assert any(n.op == "quantize" for n in topological(module.roots)) == fits
+        wanted = p.exact(y, 2)
+        assert np.linalg.norm(p.run(y, 2, weights="packed") - wanted) <= 0.02 * np.linalg.norm(wanted)
+
+
+# --- packing itself ---------------------------------------------------------------------------------------
+
+
+def packed_by_numpy(name: str, stored: np.ndarray) -> np.ndarray:
+    """What packing makes of rows [N, bytes], told byte by byte."""
+    how = packing(name)
+    rows, units = len(stored), stored.shape[1] // how.bytes
+    old = stored.reshape(rows // TILE, TILE, units, how.bytes)
+    new = np.empty_like(old)
+    for (field, _), piece in how.pieces.items():
+        part = old[..., piece.source : piece.source + piece.field.length]
+        if field == how.spread:
+            bits = np.unpackbits(part, axis=-1, bitorder="little").reshape(*part.shape[:-1], 8, 4)
+            part = np.packbits(np.moveaxis(bits, -1, -2), axis=-1, bitorder="little")[..., 0]
+        new[..., piece.at : piece.at + piece.field.length] = part
+    words = new.reshape(rows // TILE, TILE, units, how.bytes // 4, 4)
+    return np.moveaxis(words, 1, 3).reshape(-1)
+
+
+@pytest.mark.parametrize("target", MACHINES.values(), ids=MACHINES)
+@pytest.mark.parametrize("format", BLOCKS)
+def test_bytes_are_moved_and_none_is_made(format, target):
+    p = Program(seed=8)
+    weight = p.weight("w", 3 * TILE, 1024, format=format)
+    stored = p.tensors["w"][1]
+    forgotten: list[str] = []
+    made = Packed(Weights(lambda name: p.tensors[name][1], forgotten.append), target, threads=2)
+    made.address_of(weight)
+    assert made.nbytes == stored.nbytes
+    assert forgotten == ["w"]
+    wanted = packed_by_numpy(format, stored.reshape(3 * TILE, formats.row_bytes(format, 1024)))
+    assert np.array_equal(made.arrays["w"], wanted)
+
+
+def test_every_field_has_its_place():
+    for name in BLOCKS:
+        how = packing(name)
+        taken = sorted((piece.at, piece.at + piece.field.length) for piece in how.pieces.values())
+        assert taken[0][0] == 0
+        assert all(end == start for (_, end), (start, _) in pairwise(taken))
+        assert taken[-1][1] == how.bytes
+        assert how.bytes % 4 == 0
+
+
+# --- other machines, and the program -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", [ARM, PLAIN], ids=["aarch64", "x86-64"])
+@pytest.mark.parametrize("format", ["q5_0", "mxfp4"])
+def test_code_for_other_machines_is_whole(format, target):
+    p = Program(seed=9)
+    y = node("linear", p.input("x", 2, 512), p.weight("w", 16, 512, format=format))
+    engine = CpuEngine(p.module(y), p.weights, Options(context=8, chunk=4, weights="packed"), HOST)
+    plans = {"prefill": engine.plan("prefill")}
+    emitter = Emitter(target)
+    for name, plan in plans.items():
+        emitter.program(name, plan, layout_of(list(plans.values())))
+    assert undefined(jit.compile_object(emitter.module, target)) <= {"sched_yield", "memcpy", "memset", "memmove"}
+    engine.close()
+
+
+def test_the_program_says_it():
+    p = Program(seed=10)
+    y = node("linear", p.input("x", 2, 256), p.weight("w", 32, 256, format="q4_k"))
+    trace = Trace()
+    module = optimise(p.module(y), form_of("all", PACKING), trace)
+    assert trace.hits["integers"] == {"integer-linear": 1}
+    text = print_module(module)
+    assert "pack(@w[32, 256]:q4_k)" in text
+    assert f") {{tile = {ROWS}, bits = 16}} : [T, 256] q8" in text
+    assert parse_module(text) == module
+    assert isinstance(module, Module)
+    assert "quantize" not in print_module(optimise(p.module(y), Form()))
