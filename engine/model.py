@@ -102,9 +102,9 @@ def options_for(
     for name, value in (("threads", threads), ("context", context), ("chunk", chunk)):
         if not isinstance(value, int) or value < 1:
             raise BrioletteError(f"{name} must be a positive number, not {value!r}")
-    for what, value, known in (("weights are", weights, WEIGHTS), ("prefill is", prefill, PREFILL)):
-        if value not in known:
-            raise BrioletteError(f"{what} {' or '.join(known)}, not `{value}`")
+    for what, chosen, known in (("weights are", weights, WEIGHTS), ("prefill is", prefill, PREFILL)):
+        if chosen not in known:
+            raise BrioletteError(f"{what} {' or '.join(known)}, not `{chosen}`")
     return Options(context, kv, threads, min(chunk, context), weights, prefill)
 
 
