@@ -72,7 +72,7 @@ def test_every_format(format, machine):
         assert np.linalg.norm(found - p.exact(y, rows)) <= 2.0**-bits * 8 * np.linalg.norm(found)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     format=st.sampled_from(["q8_0", "q5_0", "q4_k", "q6_k", "iq4_nl"]),
     rows=st.integers(1, 40),

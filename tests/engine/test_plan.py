@@ -195,8 +195,9 @@ def test_a_process_takes_what_was_planned(gemma3_path, weights):
     if weights == "mapped":  # of tables that are only looked up in, the system may keep more pages than are read
         assert measured["file"] == pytest.approx(planned.mapped, rel=CLOSE)
     assert measured["engine"] == pytest.approx(kept, rel=CLOSE)
+    # What Python, numpy and LLVM take is an estimate, and so is what compiling adds.
     beside = planned.peak - planned.compiling - planned.mapped
-    assert measured["peak"] - measured["file"] == pytest.approx(beside, rel=0.25)
+    assert 0.75 * beside <= measured["peak"] - measured["file"] <= 1.25 * (beside + planned.compiling)
 
 
 # --- the plan ---------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 import models  # noqa: E402
 
 PROMPT, GENERATED = 512, 64
+OURS: tuple[tuple[str, dict[str, Any]], ...] = (("", {}), (", fast prefill", {"prefill": "fast"}))
 
 
 @dataclass
@@ -81,18 +83,20 @@ def ours(model: briolette.Model) -> tuple[float, float]:
     return middle - start, time.perf_counter() - middle
 
 
-def compare(path: Path, threads: int, runs: int, peer: Path) -> tuple[Speed, Speed]:
-    """Both engines on one file, in turn; the first run of each warms up and is not counted."""
-    model = briolette.load(path, threads=threads, context=4096)
-    speeds = Speed("briolette", path.stem, threads), Speed("llama.cpp", path.stem, threads)
+def compare(path: Path, threads: int, runs: int, peer: Path) -> list[Speed]:
+    """Both engines on one file, in turn, the peer last; the first run of each warms up and is not counted."""
+    loaded = {f"briolette{what}": briolette.load(path, threads=threads, context=4096, **how) for what, how in OURS}
     with llama_cpp(peer, path, threads) as theirs:
+        engines = {name: partial(ours, model) for name, model in loaded.items()} | {"llama.cpp": theirs}
+        speeds = [Speed(name, path.stem, threads) for name in engines]
         for run in range(runs + 1):
-            for speed, measure in zip(speeds, (lambda: ours(model), theirs), strict=True):
+            for speed, measure in zip(speeds, engines.values(), strict=True):
                 prefill, decode = measure()
                 if run:
                     speed.prefill.append(PROMPT / prefill)
                     speed.decode.append(GENERATED / decode)
-    model.close()
+    for model in loaded.values():
+        model.close()
     return speeds
 
 
@@ -132,8 +136,9 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, required=True, help="a Python that has llama-cpp-python")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--output", type=Path, default=ROOT / "docs")
+    parser.add_argument("--model", type=Path, action="append", default=[], help="measure this GGUF file, too")
     options = parser.parse_args()
-    files, pairs = model_files(), []
+    files, pairs = [*model_files(), *options.model], []
     for path in files:
         for threads in sorted({1, min(2, cores())}):
             print(f"{path.stem}, {threads} threads", file=sys.stderr)
@@ -153,7 +158,7 @@ def main() -> None:
     write(options.output, pairs, starts, options.runs)
 
 
-def write(folder: Path, pairs: list[tuple[Speed, Speed]], starts: dict[str, Any], runs: int) -> None:
+def write(folder: Path, pairs: list[list[Speed]], starts: dict[str, Any], runs: int) -> None:
     """The page a person reads and the figures behind it."""
     today = datetime.date.today().isoformat()
     versions = {name: version(name) for name in ("numpy", "llvmlite")} | {"python": platform.python_version()}
@@ -168,14 +173,15 @@ def write(folder: Path, pairs: list[tuple[Speed, Speed]], starts: dict[str, Any]
         "| model | threads | engine | prompt | generation |",
         "|---|---|---|---|---|",
     ]
-    for mine, theirs in pairs:
-        for speed in (mine, theirs):
+    for *ours, theirs in pairs:
+        for speed in (*ours, theirs):
             lines.append(f"| {speed.model} | {speed.threads} | {speed.engine} | {speed.cells()} |")
-        ratios = [
-            statistics.median(a) / statistics.median(b)
-            for a, b in ((mine.prefill, theirs.prefill), (mine.decode, theirs.decode))
-        ]
-        lines.append(f"| | | **ratio of medians** | **{ratios[0]:.2f}** | **{ratios[1]:.2f}** |")
+        for mine in ours:
+            ratios = [
+                statistics.median(a) / statistics.median(b)
+                for a, b in ((mine.prefill, theirs.prefill), (mine.decode, theirs.decode))
+            ]
+            lines.append(f"| | | **{mine.engine} / llama.cpp** | **{ratios[0]:.2f}** | **{ratios[1]:.2f}** |")
     lines += [
         "",
         f"From process start to the first token of {starts['model']} ({starts['file_mb']:.0f} MB): "

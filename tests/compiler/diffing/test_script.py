@@ -58,7 +58,7 @@ def test_shipped_specs(a, b):
 def test_models_and_their_stages(a):
     ours = stages(a, Form())
     theirs = [*ours[:1], *stages("gemma4_donors", Form(tokens=1)), *stages(a, Form(tokens=1, cache="f16"))[2:]]
-    for before, after in product(ours, theirs):
+    for before, after in product(ours[::3], theirs[::3]):
         change = difference(before, after)
         assert apply(change, before) == after
         assert change.same == (before == after)
