@@ -27,7 +27,7 @@ from ..packing import LINE, PACKED, Packing, Unit, emit_dot4, packing
 from . import split
 from .linear import Linear, Products
 
-ROWS = 12  # rows of activations multiplied at a time: as many sums as registers hold beside the weights
+ROWS = 8  # rows of activations multiplied at a time: more are no faster, and make more code
 AHEAD = 8192  # bytes that weights are asked for ahead of their use, into L2
 
 
