@@ -38,7 +38,7 @@ def labels(module: Module) -> dict[str, Node]:
         names = dict.fromkeys(_labels(item, module, results))
         if not names:
             layer, block = module.places.get(item, (None, "main"))
-            base = f"{_scope(layer)}{stem(block)}.{item.op}"
+            base = f"{scope(layer)}{stem(block)}.{item.op}"
             counts[base] += 1
             names = {f"{base}.{counts[base]}": None}
         for name in names:
@@ -66,12 +66,12 @@ def _labels(item: Node, module: Module, results: dict[Node, list[str]]) -> Itera
     layer, block = module.places.get(item, (None, "main"))
     name = module.names.get(item)
     if name is not None:
-        yield f"{_scope(layer)}{stem(block)}.{name.removesuffix(f'.{layer}')}"
+        yield f"{scope(layer)}{stem(block)}.{name.removesuffix(f'.{layer}')}"
     yield from results.get(item, ())
     for arg in item.args:
         weight = _weight_of(arg)
         if weight is not None:
-            yield f"{_scope(layer)}{bare(weight['name'])}"
+            yield f"{scope(layer)}{bare(weight['name'])}"
 
 
 def _results(module: Module) -> dict[Node, list[str]]:
@@ -81,18 +81,19 @@ def _results(module: Module) -> dict[Node, list[str]]:
     for item in topological(module.roots):
         layer, block = module.places.get(item, (None, "main"))
         if item.op == "cache_write":
-            found[item.args[0]].append(f"{_scope(layer)}cache.{item['plane']}")
+            found[item.args[0]].append(f"{scope(layer)}cache.{item['plane']}")
         elif block != "main":
             last[layer, block] = item
     if module.outputs:
         found[module.outputs[0]].append("main")
     for (layer, block), item in last.items():
         if item not in module.outputs:
-            found[item].append(f"{_scope(layer)}{stem(block)}")
+            found[item].append(f"{scope(layer)}{stem(block)}")
     return found
 
 
-def _scope(layer: int | None) -> str:
+def scope(layer: int | None) -> str:
+    """What labels of a layer begin with: `blk.3.`, or nothing outside of the layers."""
     return "" if layer is None else f"blk.{layer}."
 
 

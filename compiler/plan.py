@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .dims import evaluate, product
 from .ir import Module, Node, topological, users
-from .ops import OPS
+from .ops import OPS, attributes
 
 ALIGN = 64
 SIZES = {"f32": 4, "i32": 4}
@@ -134,9 +134,10 @@ def _place(values: list[tuple[Node, int, int]], rows: int) -> tuple[dict[Node, B
 def _bytes(item: Node, rows: int) -> int:
     """What a result takes. Quantised rows lie in whole tiles, with a scale and sums for each block."""
     if item.type.dtype == "q8":
-        tile: int = item.get("tile", 1)
+        given = attributes(item)
         count = evaluate(product(item.shape[:-1]), {"T": rows})
-        return quantised_bytes(evaluate(item.shape[-1], {}), item.get("bits", 8)) * -(-count // tile) * tile
+        padded: int = -(-count // given["tile"]) * given["tile"]
+        return quantised_bytes(evaluate(item.shape[-1], {}), given["bits"]) * padded
     return SIZES[item.type.dtype] * evaluate(product(item.shape), {"T": rows})
 
 

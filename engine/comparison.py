@@ -79,6 +79,11 @@ def compare(a: Subject, b: Subject) -> Comparison:
     )
 
 
+def told(value: float | None) -> str:
+    """One of the numbers that are compared."""
+    return "-" if value is None else f"{value:,.0f}"
+
+
 def _in_order_of(a: Module, b: Module) -> Module:
     """The second module with its tensors in the order of the first: where they lie in a file is no difference."""
     place = {tensor.name: at for at, tensor in enumerate(a.tensors)}

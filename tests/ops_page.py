@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from importlib import import_module
 from itertools import count
 from pathlib import Path
-from random import Random
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "backends"))
+sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("", "backends", "compiler")]
 
+from fresh import kept  # noqa: E402
 from programs import ARM, Program, T  # noqa: E402
 
 from briolette.backends import formats, reference  # noqa: E402
@@ -28,6 +28,8 @@ from briolette.compiler.ir import Node, topological  # noqa: E402
 from briolette.compiler.ops import OPS, REQUIRED, Op, node  # noqa: E402
 from briolette.compiler.pipeline import Form, optimise  # noqa: E402
 from briolette.compiler.plan import LEAVES, plan  # noqa: E402
+
+from strategies import Seeded  # noqa: E402
 
 PAGE = ROOT / "docs" / "ops.md"
 COMMAND = "python tests/ops_page.py --update"
@@ -49,8 +51,8 @@ BACKENDS = """
 
 `reference` is numpy: the op's own definition. In `cpu`, kernels of the families `linear`, `experts` and `rows`
 compute what the fuser puts into them; *own* is a kernel by itself; *decomposes* names the ops that an op's body
-is written in; a *view* is read where it lies; an *input* is what a step is given, or lies in the file; *at load*,
-numpy decodes it once.
+is written in; a *view* is read where it lies; an *input* is what a step is given, or lies in the file; *at load*
+is what is made once, when a model is loaded.
 """
 FORMATS = """
 ## Ops on weights, by block format
@@ -93,19 +95,6 @@ def attribute(name: str, default: object) -> str:
     if default is REQUIRED:
         return f"`{name}`"
     return f"`{name} = {'none' if default is None else str(default).lower()}`"
-
-
-class Seeded:
-    """Choices that are the same on every run."""
-
-    def __init__(self, seed: int):
-        self.random = Random(seed)
-
-    def integer(self, low: int, high: int) -> int:
-        return self.random.randint(low, high)
-
-    def pick(self, options):
-        return self.random.choice(list(options))
 
 
 def example(op: Op) -> str:
@@ -194,14 +183,7 @@ def emits(op: str, format: str) -> bool:
 
 
 def main() -> int:
-    after = page() + "\n"
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == after:
-        return 0
-    if "--update" in sys.argv[1:]:
-        PAGE.write_text(after, encoding="utf-8")
-        return 0
-    print(f"docs/{PAGE.name} is not what the op table says: {COMMAND}", file=sys.stderr)
-    return 1
+    return kept(PAGE, page() + "\n", f"docs/{PAGE.name} is not what the op table says: {COMMAND}")
 
 
 if __name__ == "__main__":

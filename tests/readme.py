@@ -10,6 +10,8 @@ import re
 import sys
 from pathlib import Path
 
+from fresh import kept
+
 ROOT = Path(__file__).resolve().parents[1]
 README, SPEC = ROOT / "README.md", ROOT / "spec" / "gemma4.arch"
 SHOWN = re.compile(r"(?<=^```arch\n).*?(?=^```$)", re.DOTALL | re.MULTILINE)
@@ -24,15 +26,8 @@ def refreshed(readme: str, spec: str) -> str:
 
 
 def main() -> int:
-    before = README.read_text(encoding="utf-8")
-    after = refreshed(before, SPEC.read_text(encoding="utf-8"))
-    if before == after:
-        return 0
-    if "--update" in sys.argv[1:]:
-        README.write_text(after, encoding="utf-8")
-        return 0
-    print(f"{README.name} does not show {SPEC.name} as it is: python tests/readme.py --update", file=sys.stderr)
-    return 1
+    text = refreshed(README.read_text(encoding="utf-8"), SPEC.read_text(encoding="utf-8"))
+    return kept(README, text, f"{README.name} does not show {SPEC.name} as it is: python tests/readme.py --update")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from llvmlite import ir
 from briolette.backends import formats
 from briolette.compiler.dims import Affine, Dim, product
 from briolette.compiler.ir import Node, topological
-from briolette.compiler.ops import inverse_frequencies
+from briolette.compiler.ops import attributes, inverse_frequencies
 from briolette.compiler.plan import Plan, base, writes_cache
 from briolette.compiler.views import heads_lie_together, view_of
 
@@ -335,7 +335,8 @@ def attend_spec(item: Node) -> Attend:
 
 def _tile_and_bits(item: Node) -> tuple[int, int]:
     """Of a `quantize`: how many rows lie interleaved, and the bits of an integer."""
-    return item.get("tile", 1), item.get("bits", 8)
+    given = attributes(item)
+    return given["tile"], given["bits"]
 
 
 def _quantised(item: Node) -> tuple[int, int] | None:

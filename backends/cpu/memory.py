@@ -18,7 +18,8 @@ from briolette.compiler.views import View, view_of
 
 from ..base import Memory, Options, PlaneMemory, looked_up, stored_bytes
 from .emit import Layout, Plane, layout_of
-from .kernels.packed import PACKED, ROWS
+from .kernels.packed import ROWS
+from .packing import PACKED
 from .runtime_ir import CONTEXT_BYTES
 
 DTYPES = {"f32": np.float32, "f16": np.uint16, "bf16": np.uint16}  # 16-bit planes are kept as bits

@@ -1,4 +1,4 @@
-"""Weights as kernels on 8-bit activations read them: 16 rows interleaved by words of four bytes.
+"""Weights as kernels that multiply integers read them: 16 rows interleaved by words of four bytes.
 
 A unit is as many blocks of a row as make whole words; its fields stand in an order in which those of four and more
 bytes begin at a word. A tile is 16 rows: word j of a unit of all 16 rows lies side by side, one vector. So every
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 
 from llvmlite import ir
 
@@ -112,9 +112,8 @@ def emit_pack(module: ir.Module, target: Target, name: str, how: Packing) -> ir.
     return function
 
 
-Part = tuple[
-    Piece, int, int, int
-]  # of a word: where it comes from, its offset in the file's unit, its bytes, its place
+# A part of a word: the piece it comes from, its offset in the file's unit, its bytes, its place in the word.
+Part = tuple[Piece, int, int, int]
 
 
 def _words(how: Packing) -> dict[int, list[Part]]:
@@ -194,7 +193,6 @@ class Unit:
 
     def __init__(self, b: Build, how: Packing, ptr: Value):
         self.b, self.how, self.format, self.ptr = b, how, how.format, ptr
-        self.loaded: dict[int, Value] = {}
         self.made: dict[object, Value] = {}
 
     # --- weights ---------------------------------------------------------------------------------------
@@ -312,9 +310,8 @@ class Unit:
         return self.b.shr(self.line(at // WORD), 8 * (at % WORD))
 
     def line(self, index: int) -> Value:
-        if index not in self.loaded:
-            self.loaded[index] = self.b.load(self.ptr, self.b.vec(I32, TILE), LINE * index, align=LINE)
-        return self.loaded[index]
+        load = partial(self.b.load, self.ptr, self.b.vec(I32, TILE), LINE * index, align=LINE)
+        return self.once(("line", index), load)
 
     def once(self, key: object, make: Callable[[], Value]) -> Value:
         if key not in self.made:

@@ -10,7 +10,7 @@ from ..ir import Type
 from ..optable import Array, Context, Draw, Sample, need, op
 from .basic import sample_one
 
-ROWS = ("f32", "q8")  # what products take
+INPUTS = ("f32", "q8")  # element types that products take
 BLOCK = 32  # activations that share a scale
 LEVELS = {8: 127, 16: 127 * 128}  # the largest integer of so many bits: with 16, 128 times one byte plus another
 LEAST = 2.0**-126  # a scale below has no inverse in f32: such a block is zero
@@ -25,7 +25,7 @@ def _known(w: Type, rank: int, what: str) -> None:
 
 def _linear_type(x: Type, w: Type) -> Type:
     _known(w, 2, "linear needs a weight [N, K]")
-    need(len(x.shape) > 0 and x.dtype in ROWS, f"linear needs rows of f32 or q8, not {x}")
+    need(len(x.shape) > 0 and x.dtype in INPUTS, f"linear needs rows of f32 or q8, not {x}")
     fits = x.shape[-1] == w.shape[1]
     need(fits, f"linear: the weight is {w.shape[0]}x{w.shape[1]}, the input rows are {x.shape[-1]}")
     return Type((*x.shape[:-1], w.shape[0]))
@@ -51,7 +51,7 @@ def linear(context: Context, x: Array, w: Array) -> Array:
 def _expert_type(x: Type, w: Type, ids: Type) -> Type:
     _known(w, 3, "expert_linear needs weights [E, N, K]")
     need(ids.dtype == "i32" and len(ids.shape) > 0, f"expert_linear needs integer ids [T, U], not {ids}")
-    need(len(x.shape) > 0 and x.dtype in ROWS, f"expert_linear needs rows of f32 or q8, not {x}")
+    need(len(x.shape) > 0 and x.dtype in INPUTS, f"expert_linear needs rows of f32 or q8, not {x}")
     fits = x.shape[-1] == w.shape[2]
     need(fits, f"expert_linear: weights of {w.shape[2]} columns, input rows of {x.shape[-1]}")
     shared = x.shape[:-1] == ids.shape[:-1]
@@ -187,5 +187,5 @@ def _sample_pack(d: Draw) -> Sample:
 
 @op("w", infer=_pack_type, traits="shows", sample=_sample_pack)
 def pack(context: Context, w: Array) -> Array:
-    """A stored weight with 16 rows interleaved, as kernels on 8-bit activations read it. Made when it is loaded."""
+    """A stored weight with 16 rows interleaved, as kernels that multiply integers read it. Made when it is loaded."""
     return w

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from briolette.compiler.diffing.hunks import Hunk, Line
 from briolette.compiler.diffing.tables import Row
 from briolette.compiler.errors import BrioletteError
-from briolette.engine.comparison import Comparison, as_json, causes, compare, spec_line, where
+from briolette.engine.comparison import Comparison, as_json, causes, compare, spec_line, told, where
 from briolette.engine.subjects import two
 
 from .files import page_target, write_whole
@@ -117,5 +117,5 @@ def _tensors(found: Comparison, everything: bool) -> str:
 def _numbers(title: str, found: Sequence[tuple[str, float | None, float | None]]) -> str:
     if not found:
         return ""
-    rows = [[name, *("-" if v is None else f"{v:,.0f}" for v in values)] for name, *values in found]
+    rows = [[name, *map(told, values)] for name, *values in found]
     return table([[title, "before", "after"], *rows], "lrr")

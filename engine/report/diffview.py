@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from difflib import SequenceMatcher
 
 from briolette.compiler.diffing import hunks as compared
 from briolette.compiler.diffing.hunks import Hunk, Line
 from briolette.compiler.diffing.tables import Row
-from briolette.engine.comparison import Comparison, causes, spec_line, where
+from briolette.engine.comparison import Comparison, causes, spec_line, told, where
 
 from .page import Section, escape, page, table
 
@@ -49,7 +49,7 @@ def _tables(found: Comparison) -> Iterator[str]:
         yield table([[row.name, row.before or "-", row.after or "-"] for row in found.tensors], ["tensor", *SIDES])
     for title, numbers in (("kernels", found.kernels), ("cost", found.costs)):
         if numbers:
-            yield table(_numbers(numbers), [title, *SIDES], "lrr")
+            yield table(([name, *map(told, values)] for name, *values in numbers), [title, *SIDES], "lrr")
 
 
 def _status(section: compared.Section) -> str:
@@ -59,11 +59,6 @@ def _status(section: compared.Section) -> str:
 def _rows(title: str, rows: list[Row]) -> str:
     cells = [[row.name, row.before or "-", row.after or "-"] for row in rows]
     return table(cells, [title, *SIDES]) if rows else ""
-
-
-def _numbers(rows: Iterable[tuple[str, float | None, float | None]]) -> Iterator[list[str]]:
-    for name, *values in rows:
-        yield [name, *("-" if value is None else f"{value:,.0f}" for value in values)]
 
 
 def _hunk(hunk: Hunk, found: Comparison) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from briolette.compiler.ir import Module, Node
-from briolette.compiler.labels import labels, shown_labels
+from briolette.compiler.labels import labels, scope, shown_labels
 from briolette.compiler.ops import OPS, attributes
 from briolette.compiler.plan import is_view
 from briolette.compiler.values import bare, stem
@@ -195,7 +195,7 @@ class Judge:
             return own
         if cause.tensor:
             layer, _ = self.module.places.get(item, (None, ""))
-            used = self.known.get(cause.tensor if layer is None else f"blk.{layer}.{cause.tensor}")
+            used = self.known.get(f"{scope(layer)}{cause.tensor}")
             return source.own(used) if used in stretch else own
         if cause.operand is not None:
             return source.operand(item, cause.operand, self.agrees, self.home(cause.reads))
@@ -266,11 +266,10 @@ class Judge:
             return found[-len(row.theirs) :]
 
         layer, _ = self.module.places.get(item, (None, ""))
-        scope = "" if layer is None else f"blk.{layer}."
         small = {
             bare(name): np.asarray(self.weight(name), np.float64)
             for name, info in self.file.header.tensors.items()
-            if len(info.shape) <= 1 and scope_of(name) in ("", scope)
+            if len(info.shape) <= 1 and scope_of(name) in ("", scope(layer))
         }
         inputs = [lane.values[arg] for arg in item.args]
         unknown = [label for label in self.reference.values if numbered(label) or label not in self.known]

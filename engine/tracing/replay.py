@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from briolette.compiler.interp import Interpreter
 from briolette.compiler.ir import Module, Node, topological
+from briolette.compiler.labels import scope
 from briolette.compiler.ops import OPS, attributes
 from briolette.compiler.values import stem
 
@@ -123,7 +124,7 @@ def replay(
             found.states[item] = UNKNOWN
             if recordable(item):
                 layer = module.places.get(item, (None, ""))[0]
-                near = [label for label in pool if scope_of(label) in (scope_of("main"), f"blk.{layer}.")]
+                near = [label for label in pool if scope_of(label) in ("", scope(layer))]
                 label = _match(item, forced, {label: pool[label] for label in near}, floor)
                 if label is not None:
                     matched.add(label)
@@ -246,7 +247,7 @@ def _force(
 def result_label(module: Module, item: Node) -> str:
     """What a value would be called if its block returned it."""
     layer, block = module.places.get(item, (None, "main"))
-    return stem(block) if layer is None else f"blk.{layer}.{stem(block)}"
+    return f"{scope(layer)}{stem(block)}"
 
 
 def scope_of(label: str) -> str:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from briolette.compiler.ir import Module, Node
+from briolette.compiler.labels import scope
 from briolette.compiler.values import stem
 from briolette.spec.errors import Span, render
 from briolette.spec.tree import (
@@ -150,8 +151,7 @@ class Source:
             given = assigned(owner, expr)
             if given is not None:
                 block = "main" if isinstance(owner, Model) else owner.name
-                scope = "" if layer is None or block == "main" else f"blk.{layer}."
-                if agrees(f"{scope}{block}.{expr.text}"):
+                if agrees(f"{scope(None if block == 'main' else layer)}{block}.{expr.text}"):
                     break
                 place = Place(given.span, f"`{expr.text}` is given its value here")
                 expr = one_name(given.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,19 @@ class Choices:
 
     def pick(self, options: Any) -> Any:
         return self.draw(st.sampled_from(list(options)))
+
+
+class Seeded(Choices):
+    """Choices of a seeded generator: the same on every run."""
+
+    def __init__(self, seed: int):
+        self.random = Random(seed)
+
+    def integer(self, low: int, high: int) -> int:
+        return self.random.randint(low, high)
+
+    def pick(self, options):
+        return self.random.choice(list(options))
 
 
 @dataclass

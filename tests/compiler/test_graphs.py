@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
-from random import Random
 
 import numpy as np
 from hypothesis import HealthCheck, assume, given, settings
@@ -22,7 +21,7 @@ from briolette.compiler.rules.simplify import ANGLES, SIMPLIFY
 
 sys.path.insert(0, str(Path(__file__).parent))
 from blame import Blame
-from strategies import Choices, Program, Run, programs, valued
+from strategies import Program, Run, Seeded, programs, valued
 
 FORMS = [Form(), Form(tokens=1), Form(logits="all"), Form(tokens=1, logits="all")]
 ordinary = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -119,19 +118,6 @@ def test_random_programs_reach_every_rule():
     wanted = {r.name for r in (*SIMPLIFY, *ANGLES, *cache_dtype("f16"))}
     wanted |= {"last-token-only", "fuse-linear", "fuse-experts", "fuse-rows"}
     assert {name for name in wanted if hits[name] < 3} == set()
-
-
-class Seeded(Choices):
-    """Choices of a seeded generator: the same on every run."""
-
-    def __init__(self, seed: int):
-        self.random = Random(seed)
-
-    def integer(self, low: int, high: int) -> int:
-        return self.random.randint(low, high)
-
-    def pick(self, options):
-        return self.random.choice(list(options))
 
 
 def overlaps(found: Plan) -> list[tuple[Node, Node]]:

@@ -158,22 +158,16 @@ def test_where_llama_cpp_leaves_a_file_that_it_does_not_know():
     assert next(label for label, error in found.items() if error > LLAMA_CPP["f16"]) == "blk.0.attention.q"
 
 
-def test_gemma3_beside_transformers(gemma3_path):
+@pytest.mark.parametrize(
+    ("engine", "precision", "bound"), [("transformers", "f32", TRANSFORMERS), ("llama_cpp", "q8", QUANTISED)]
+)
+def test_gemma3_beside(gemma3_path, engine, precision, bound):
     tokens = load(gemma3_path).tokenize(PROMPT)
-    reference, about = recorded("transformers", gemma3_path, tuple(tokens))
+    reference, about = recorded(engine, gemma3_path, tuple(tokens))
     found = errors(ours(gemma3_path, tokens), reference)
     told(found)
-    assert about["precision"] == "f32"
-    assert max(found.values()) < TRANSFORMERS
-
-
-def test_gemma3_beside_llama_cpp(gemma3_path):
-    tokens = load(gemma3_path).tokenize(PROMPT)
-    reference, about = recorded("llama_cpp", gemma3_path, tuple(tokens))
-    found = errors(ours(gemma3_path, tokens), reference)
-    told(found)
-    assert about["precision"] == "q8"
-    assert max(found.values()) < QUANTISED
+    assert about["precision"] == precision
+    assert max(found.values()) < bound
 
 
 def test_the_command_writes_a_trace(tmp_path):

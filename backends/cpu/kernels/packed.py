@@ -1,4 +1,4 @@
-"""Products of packed weights with 8-bit activations: integers within 32 columns, f32 beyond.
+"""Products of packed weights with activations of 8 or 16 bits: integers within 32 columns, f32 beyond.
 
 One inner routine for each format and number of rows serves all sizes: 16 weight rows by a tile of activations.
 A weight's bytes become a vector of unsigned bytes once and are multiplied with every row of the tile; what their bias
@@ -23,7 +23,7 @@ from briolette.compiler.opset.matrices import BLOCK, LEAST, LEVELS, TILE
 from briolette.compiler.plan import quantised_bytes
 
 from ..build import F32, I8, I32, I64, PTR, VOID, Build, Target, Value
-from ..packing import LINE, PACKED, Packing, Unit, emit_dot4, packing
+from ..packing import LINE, Packing, Unit, emit_dot4, packing
 from . import split
 from .linear import Linear, Products
 
@@ -314,6 +314,3 @@ class _Packed(Products):
             self.store(self.epilogue(sums, at, column, TILE), out, column)
 
         b.loop(0, count, 1, [], row)
-
-
-__all__ = ["PACKED", "ROWS", "Quantize", "emit_packed", "emit_quantize"]
