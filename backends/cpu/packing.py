@@ -1,16 +1,17 @@
 """Weights as kernels that multiply integers read them: 16 rows interleaved by words of four bytes.
 
-A unit is as many blocks of a row as make whole words; its fields stand in an order in which those of four and more
-bytes begin at a word. A tile is 16 rows: word j of a unit of all 16 rows lies side by side, one vector. So every
-field of a format can be read in lanes, whatever the format, and no sum has to go across them. Packing moves bytes and
-makes none: a packed weight takes as many as it takes in the file.
+A unit is as many blocks of a row as make whole words; its fields are cut into words so that those of four and more
+bytes begin at one. A tile is 16 rows: word j of a unit of all 16 rows lies side by side, one vector. So every field of
+a format can be read in lanes, whatever the format, and no sum has to go across them. Words stand in the order in which
+a single row of activations wants them, because memory is fastest when it is read from front to back. Packing moves
+bytes and makes none: a packed weight takes as many as it takes in the file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial, reduce
+from functools import cached_property, reduce
 
 from llvmlite import ir
 
@@ -21,12 +22,13 @@ from .build import F32, I8, I16, I32, I64, PTR, VOID, Build, Target, Value
 
 WORD = 4
 LINE = WORD * TILE  # bytes of one word of all rows: a vector
+AHEAD = 8192  # bytes that weights are asked for ahead of their use, into L2, where the processor wants to be asked
 BYTES = 0x01010101  # times a byte: that byte four times
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A field of one of a unit's blocks: where it lies in the file's unit, and where in the packed one."""
+    """A field of one of a unit's blocks: where it lies in the file's unit, and where in the unit cut into words."""
 
     field: Field
     block: int
@@ -68,6 +70,63 @@ class Packing:
                         at += field.length
         return found
 
+    def words(self, block: int, element: int) -> tuple[int, ...]:
+        """The words that four elements from `element` on are made of, the high bits' first."""
+        packed = self.format.quants
+        assert packed is not None
+        found = []
+        for name in filter(None, (packed.high, packed.low)):
+            field = self.format[name]
+            byte = 0 if name == self.spread else field.place(element)[0] - field.offset
+            found.append((self.pieces[name, block].at + byte) // WORD)
+        return tuple(found)
+
+    @cached_property
+    def spans(self) -> tuple[tuple[int, ...], ...]:
+        """A block's elements by fours, in stretches that have no word in common. Within one, those that share words
+        follow one another."""
+        fours = range(0, self.format.elements, 4)
+        found: list[tuple[int, ...]] = []
+        start = 0
+        while start < self.format.elements:
+            stop, grown = start, start + BLOCK
+            while stop < grown:
+                stop = grown
+                used = {word for e in range(start, stop, 4) for word in self.words(0, e)}
+                last = max(e for e in fours if used.intersection(self.words(0, e)))
+                grown = (last // BLOCK + 1) * BLOCK
+            found.append(tuple(sorted(range(start, stop, 4), key=lambda e: (self.words(0, e), e))))
+            start = stop
+        return tuple(found)
+
+    @cached_property
+    def shared(self) -> tuple[int, ...]:
+        """The words that hold something of several blocks."""
+        return tuple(sorted({p.at // WORD for p in self.pieces.values() if p.field.length % WORD}))
+
+    @cached_property
+    def order(self) -> dict[int, int]:
+        """Each word's place in a packed unit: what blocks share; then, block by block, scales, and the elements as
+        `spans` has them."""
+        found = dict.fromkeys(self.shared)
+        for block in range(self.blocks):
+            quants = dict.fromkeys(w for span in self.spans for e in span for w in self.words(block, e))
+            whole = [p for (_, of), p in self.pieces.items() if of == block and p.field.length % WORD == 0]
+            own = [word for p in whole for word in range(p.at // WORD, (p.at + p.field.length) // WORD)]
+            found |= dict.fromkeys([word for word in own if word not in quants]) | quants
+        return {word: place for place, word in enumerate(found)}
+
+    @property
+    def stride(self) -> int:
+        """Bytes from what is a block's own in a packed tile to the next block's of the same unit."""
+        return LINE * (self.bytes // WORD - len(self.shared)) // self.blocks
+
+    @property
+    def turns(self) -> int:
+        """How often a loop over a unit turns: once a block where blocks are large, which keeps code small. Also, AMD's
+        cores fetch ahead what an instruction reads in steps of less than a page."""
+        return self.blocks if self.format.elements > 4 * BLOCK else 1
+
     @property
     def spread(self) -> str | None:
         """A field of single bits in the elements' order, which packing puts in an order of its own: bit e goes to bit
@@ -105,7 +164,7 @@ def emit_pack(module: ir.Module, target: Target, name: str, how: Packing) -> ir.
             lines = _turned(b, [_row(b, row, [parts for _, parts in some]) for row in rows])
             for (at, parts), line in zip(some, lines, strict=False):
                 spread = any(piece.field.name == how.spread for piece, *_ in parts)
-                b.store(_spread(b, line) if spread else line, out, at * TILE, align=LINE)
+                b.store(_spread(b, line) if spread else line, out, LINE * how.order[at // WORD], align=LINE)
 
     b.loop(b.mul(first, units), b.mul(last, units), 1, [], unit)
     b.ir.ret_void()
@@ -189,10 +248,14 @@ def _spread(b: Build, word: Value) -> Value:
 
 
 class Unit:
-    """A unit of a tile at `ptr`: its weights as bytes and its scales as f32, in lanes of 16 rows."""
+    """A unit of a tile at `ptr`: its weights as bytes and its scales as f32, in lanes of 16 rows.
 
-    def __init__(self, b: Build, how: Packing, ptr: Value):
-        self.b, self.how, self.format, self.ptr = b, how, how.format, ptr
+    With `turn`, an i64, it is that one of its blocks, which then is block 0.
+    """
+
+    def __init__(self, b: Build, how: Packing, ptr: Value, turn: Value | None = None):
+        self.b, self.how, self.format, self.ptr, self.turn = b, how, how.format, ptr, turn
+        self.own = ptr if turn is None else b.at(ptr, b.mul(turn, how.stride))
         self.made: dict[object, Value] = {}
 
     # --- weights ---------------------------------------------------------------------------------------
@@ -306,11 +369,23 @@ class Unit:
 
     def bytes_of(self, name: str, block: int, byte: int) -> Value:
         """A field from a byte on, as far as its word goes, in the lowest bits."""
-        at = self.how.pieces[name, block].at + byte
-        return self.b.shr(self.line(at // WORD), 8 * (at % WORD))
+        b, piece = self.b, self.how.pieces[name, block]
+        at = piece.at + byte
+        found = b.shr(self.line(at // WORD), 8 * (at % WORD))
+        if self.turn is None or at // WORD not in self.how.shared:
+            return found
+        passed = b.ir.trunc(b.mul(self.turn, 8 * piece.field.length), I32)  # bits of the blocks before
+        return b.ir.lshr(found, b.splat(passed, TILE))
 
     def line(self, index: int) -> Value:
-        load = partial(self.b.load, self.ptr, self.b.vec(I32, TILE), LINE * index, align=LINE)
+        def load() -> Value:
+            b, at = self.b, LINE * self.how.order[index]
+            ptr = self.ptr if index in self.how.shared else self.own
+            b.ir.fence("acq_rel", targetscope="singlethread")  # no instruction, but LLVM leaves loads in this order
+            if b.target.wants_prefetch:
+                b.prefetch(ptr, at + AHEAD)
+            return b.load(ptr, b.vec(I32, TILE), at, align=LINE)
+
         return self.once(("line", index), load)
 
     def once(self, key: object, make: Callable[[], Value]) -> Value:

@@ -167,7 +167,10 @@ def packed_by_numpy(name: str, stored: np.ndarray) -> np.ndarray:
             part = np.packbits(np.moveaxis(bits, -1, -2), axis=-1, bitorder="little")[..., 0]
         new[..., piece.at : piece.at + piece.field.length] = part
     words = new.reshape(rows // TILE, TILE, units, how.bytes // 4, 4)
-    return np.moveaxis(words, 1, 3).reshape(-1)
+    turned = np.moveaxis(words, 1, 3)  # [tiles, units, words, rows, bytes]
+    placed = np.empty_like(turned)
+    placed[:, :, [how.order[word] for word in range(how.bytes // 4)]] = turned
+    return placed.reshape(-1)
 
 
 @pytest.mark.parametrize("target", MACHINES.values(), ids=MACHINES)
@@ -193,6 +196,18 @@ def test_every_field_has_its_place():
         assert all(end == start for (_, end), (start, _) in pairwise(taken))
         assert taken[-1][1] == how.bytes
         assert how.bytes % 4 == 0
+        assert sorted(how.order.values()) == list(range(how.bytes // 4))
+
+
+def test_one_row_reads_weights_from_front_to_back():
+    """The first uses of a unit's words of elements, block by block, are in the order of their places."""
+    for name in BLOCKS:
+        how = packing(name)
+        assert sorted(e for span in how.spans for e in span) == list(range(0, how.format.elements, 4))
+        for block in range(how.blocks):
+            used = dict.fromkeys(word for span in how.spans for e in span for word in how.words(block, e))
+            places = [how.order[word] for word in used]
+            assert places == list(range(places[0], places[0] + len(places)))
 
 
 # --- other machines, and the program -----------------------------------------------------------------------

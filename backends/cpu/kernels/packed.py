@@ -14,7 +14,9 @@ the plane of b follows that of a.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from functools import reduce
 
 from llvmlite import ir
 
@@ -28,7 +30,6 @@ from . import split
 from .linear import Linear, Products
 
 ROWS = 8  # rows of activations multiplied at a time: more are no faster, and make more code
-AHEAD = 8192  # bytes that weights are asked for ahead of their use, into L2
 
 
 @dataclass(frozen=True)
@@ -154,18 +155,20 @@ def emit_inner(module: ir.Module, target: Target, how: Packing, rows: int, bits:
     planes = Planes(b, columns, rows, bits)
     scales, sums, small = (b.at(x, start) for start in planes.starts)
     bytes_of = [b.at(x, planes.integers(plane)) for plane in range(bits // 8)]
-    step = how.elements
+    turns = how.turns
+    step = how.elements // turns
 
-    def unit(index: Value, carried: list[Value]) -> list[Value]:
-        here = b.at(weights, b.mul(index, how.bytes * TILE))
-        b.prefetch(here, AHEAD, span=how.bytes * TILE)
-        start = b.mul(index, step * rows)  # bytes of int8 before this unit
+    def turn(index: Value, carried: list[Value]) -> list[Value]:
+        whole = b.ir.udiv(index, b.i64(turns))
+        here = b.at(weights, b.mul(whole, how.bytes * TILE))
+        unit = Unit(b, how, here, b.ir.urem(index, b.i64(turns)) if turns > 1 else None)
+        start = b.mul(index, step * rows)  # bytes of int8 before this
         blocks = b.ir.lshr(start, b.i64(3))  # bytes of a plane of scales: 4 a block of 32
         words = tuple(b.at(plane, start) for plane in bytes_of)
         lanes = Lanes(b, rows, words, b.at(scales, blocks), b.at(sums, blocks), b.at(small, b.shl(blocks, 1)))
-        return _unit(b, Unit(b, how, here), lanes, carried)
+        return _unit(b, unit, lanes, carried)
 
-    totals = b.loop(0, units, 1, [b.zeros(TILE)] * rows, unit)
+    totals = b.loop(0, b.mul(units, turns), 1, [b.zeros(TILE)] * rows, turn)
     for row, total in enumerate(totals):
         b.store(total, out, LINE * row, align=LINE)
     b.ir.ret_void()
@@ -174,7 +177,7 @@ def emit_inner(module: ir.Module, target: Target, how: Packing, rows: int, bits:
 
 @dataclass(frozen=True)
 class Lanes:
-    """The activations of a unit, one number in all lanes at a time. Blocks are counted within the unit."""
+    """The activations of a unit, or of a block of it, one number in all lanes at a time."""
 
     b: Build
     rows: int
@@ -197,32 +200,43 @@ class Lanes:
 def _unit(b: Build, unit: Unit, x: Lanes, totals: list[Value]) -> list[Value]:
     """The sums of all rows with a unit's products added."""
     fmt, bits = unit.format, _bits(unit)
-    for block in range(unit.how.blocks):
-        for start in range(0, fmt.elements, BLOCK):
-            element = block * fmt.elements + start  # within the unit
-            groups = range(start // fmt.group, (start + BLOCK) // fmt.group)
-            quads = {g: [unit.weights(block, e) for e in range(g * fmt.group, (g + 1) * fmt.group, 4)] for g in groups}
-            scales = {g: unit.scale(block, g) for g in groups}
-            extra = {g: _extra(b, unit, block, g) for g in groups}
-            for row in range(x.rows):
-                parts = []
-                for at, g in enumerate(groups):
-                    total = b.const(b.vec(I32, TILE), 0)
-                    for plane in range(len(x.words)):
-                        total = b.shl(total, 7) if plane else total
-                        for j, quad in enumerate(quads[g]):
-                            word = x.word(plane, element + at * fmt.group + 4 * j, row)
-                            total = emit_dot4(b, total, quad, word, bits)
-                    parts.append((b.to_f32(total), scales[g]))
-                scaled = [b.mul(part, x.number(x.scales, element // BLOCK, row)) for part, _ in parts]
-                for value, (_, scale) in zip(scaled, parts, strict=True):
-                    totals[row] = b.fma(value, scale, totals[row])
-                plane, width = (x.sums, BLOCK) if fmt.group == BLOCK else (x.small, fmt.group)
-                for at, g in enumerate(groups):
-                    if extra[g] is not None:
-                        index = (element + at * fmt.group) // width
-                        totals[row] = b.fma(extra[g], x.number(plane, index, row), totals[row])
+    blocks = range(0, fmt.elements, BLOCK)
+    # One row reads weights once, from memory: in their order. Many rows read them again and again; what counts for
+    # them is how few sums are in the making at a time.
+    spans = unit.how.spans if x.rows == 1 else [tuple(range(at, at + BLOCK, 4)) for at in blocks]
+    for block in range(unit.how.blocks // unit.how.turns):
+        for span in spans:
+            left = Counter(element // fmt.group for element in span)
+            sums: dict[int, list[list[Value]]] = {}
+            for element in span:
+                group = element // fmt.group
+                quad = unit.weights(block, element)
+                parts = sums.setdefault(group, [[b.const(quad.type, 0)] * len(x.words) for _ in range(x.rows)])
+                # Rows side by side, because a product waits for the one before it of the same row.
+                for plane in range(len(x.words)):
+                    for row in range(x.rows):
+                        word = x.word(plane, block * fmt.elements + element, row)
+                        parts[row][plane] = emit_dot4(b, parts[row][plane], quad, word, bits)
+                left[group] -= 1
+                if not left[group]:
+                    _add_group(b, unit, block, group, x, sums.pop(group), totals)
     return totals
+
+
+def _add_group(
+    b: Build, unit: Unit, block: int, group: int, x: Lanes, parts: list[list[Value]], totals: list[Value]
+) -> None:
+    """Adds the products of a group, by plane of the activations' bytes, to the sums of all rows."""
+    fmt = unit.format
+    element = block * fmt.elements + group * fmt.group
+    scale, extra = unit.scale(block, group), _extra(b, unit, block, group)
+    plane, width = (x.sums, BLOCK) if fmt.group == BLOCK else (x.small, fmt.group)
+    for row in range(x.rows):
+        total = reduce(lambda high, low: b.add(b.shl(high, 7), low), parts[row])
+        product = b.mul(b.to_f32(total), x.number(x.scales, element // BLOCK, row))
+        totals[row] = b.fma(product, scale, totals[row])
+        if extra is not None:
+            totals[row] = b.fma(extra, x.number(plane, element // width, row), totals[row])
 
 
 def _bits(unit: Unit) -> int:
