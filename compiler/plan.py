@@ -137,13 +137,13 @@ def _bytes(item: Node, rows: int) -> int:
         given = attributes(item)
         count = evaluate(product(item.shape[:-1]), {"T": rows})
         padded: int = -(-count // given["tile"]) * given["tile"]
-        return quantised_bytes(evaluate(item.shape[-1], {}), given["bits"]) * padded
+        return quantised_bytes(evaluate(item.shape[-1], {}), given["bits"], given["block"]) * padded
     return SIZES[item.type.dtype] * evaluate(product(item.shape), {"T": rows})
 
 
-def quantised_bytes(columns: int, bits: int) -> int:
-    """A quantised row: its integers; a scale and three sums for each block of 32."""
-    return columns * bits // 8 + 4 * 4 * (columns // 32)
+def quantised_bytes(columns: int, bits: int, block: int) -> int:
+    """A quantised row: its integers, a scale for each block, and the sums of 32 and of 16 of them."""
+    return columns * bits // 8 + 4 * (columns // block + columns // 32 + columns // 16)
 
 
 def _alive(placed: list[Buffer], first: int, last: int) -> Iterator[Buffer]:

@@ -240,7 +240,7 @@ class _Program:
 
     def quantize(self, item: Node) -> None:
         (x,) = item.args
-        spec = packed.Quantize(_int(x.shape[-1]), view_of(x).row_stride(), *_tile_and_bits(item))
+        spec = packed.Quantize(_int(x.shape[-1]), view_of(x).row_stride(), *_tiling(item))
         function = self.emitter.kernel(
             "quantize", f"{spec}", lambda name: packed.emit_quantize(self.module, self.target, name, spec)
         )
@@ -333,15 +333,15 @@ def attend_spec(item: Node) -> Attend:
     )
 
 
-def _tile_and_bits(item: Node) -> tuple[int, int]:
-    """Of a `quantize`: how many rows lie interleaved, and the bits of an integer."""
+def _tiling(item: Node) -> tuple[int, int, int]:
+    """Of a `quantize`: how many rows lie interleaved, the bits of an integer, how many of them share a scale."""
     given = attributes(item)
-    return given["tile"], given["bits"]
+    return given["tile"], given["bits"], given["block"]
 
 
-def _quantised(item: Node) -> tuple[int, int] | None:
+def _quantised(item: Node) -> tuple[int, int, int] | None:
     """The same of a product's input; None where that is no quantised one."""
-    found = {_tile_and_bits(arg) for arg in item.args if arg.op == "quantize"}
+    found = {_tiling(arg) for arg in item.args if arg.op == "quantize"}
     assert len(found) < 2
     return found.pop() if found else None
 

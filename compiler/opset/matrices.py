@@ -11,7 +11,8 @@ from ..optable import Array, Context, Draw, Sample, need, op
 from .basic import sample_one
 
 INPUTS = ("f32", "q8")  # element types that products take
-BLOCK = 32  # activations that share a scale
+BLOCK = 32  # quantised rows are made of whole blocks of so many; a scale is for one of them or for several
+BLOCKS = (32, 64, 128)  # of how many
 LEVELS = {8: 127, 16: 127 * 128}  # the largest integer of so many bits: with 16, 128 times one byte plus another
 LEAST = 2.0**-126  # a scale below has no inverse in f32: such a block is zero
 TILE = 16  # rows of a weight that lie interleaved
@@ -141,18 +142,19 @@ def dequant(context: Context, w: Array) -> Array:
     return w.astype(context.real)
 
 
-def _quantize_type(x: Type, tile: int, bits: int) -> Type:
-    fits = len(x.shape) > 0 and isinstance(x.shape[-1], int) and x.shape[-1] % BLOCK == 0 and x.dtype == "f32"
-    need(fits, f"quantize needs rows of f32 in blocks of {BLOCK}, not {x}")
+def _quantize_type(x: Type, tile: int, bits: int, block: int) -> Type:
+    need(block in BLOCKS, f"quantize: {' or '.join(map(str, BLOCKS))} integers share a scale, not {block}")
+    fits = len(x.shape) > 0 and isinstance(x.shape[-1], int) and x.shape[-1] % block == 0 and x.dtype == "f32"
+    need(fits, f"quantize needs rows of f32 in blocks of {block}, not {x}")
     need(tile > 0, f"quantize: tiles of {tile} rows are none")
     need(bits in LEVELS, f"quantize: integers have 8 or 16 bits, not {bits}")
     return Type(x.shape, "q8")
 
 
 def _sample_quantize(d: Draw) -> Sample:
-    return Sample(
-        (Type((d.integer(1, 5), BLOCK * d.integer(1, 3))),), {"tile": d.pick([1, 12]), "bits": d.pick([8, 16])}
-    )
+    block = d.pick(list(BLOCKS))
+    how = {"tile": d.pick([1, 12]), "bits": d.pick([8, 16]), "block": block}
+    return Sample((Type((d.integer(1, 5), block * d.integer(1, 3))),), how)
 
 
 @op(
@@ -163,11 +165,13 @@ def _sample_quantize(d: Draw) -> Sample:
     sample=_sample_quantize,
     tile=1,
     bits=8,
+    block=BLOCK,
 )
-def quantize(context: Context, x: Array, tile: int, bits: int) -> Array:
-    """Rows as integers, 32 of which share a scale: q = round(x / s), s = max |x| / 127 for 8 bits, / (127 * 128) for
-    16, which are kept as two of 8; the values q * s. `tile` rows lie interleaved, for products with many at a time."""
-    blocks = x.reshape(*x.shape[:-1], -1, BLOCK)
+def quantize(context: Context, x: Array, tile: int, bits: int, block: int) -> Array:
+    """Rows as integers, `block` of which share a scale: q = round(x / s), s = max |x| / 127 for 8 bits, / (127 * 128)
+    for 16, which are kept as two of 8; the values q * s. `tile` rows lie interleaved, for products with many at a
+    time."""
+    blocks = x.reshape(*x.shape[:-1], -1, block)
     scale = np.abs(blocks).max(axis=-1, keepdims=True) / x.dtype.type(LEVELS[bits])
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > LEAST)
     return (np.rint(blocks * inverse) * scale).reshape(x.shape)

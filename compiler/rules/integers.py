@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..dims import evaluate
 from ..ir import Node
 from ..ops import node, with_args
-from ..opset.matrices import TILE
+from ..opset.matrices import BLOCK, BLOCKS, TILE
 from ..rewrite import Match, Rule, op, rule
 
 
@@ -51,7 +51,14 @@ def _product(item: Node, how: Integers, tile: int) -> Node | None:
     packed = _packed(w, dict(how.formats)) if x.type.dtype == "f32" else None
     if packed is None or len(x.shape) < 2:
         return None
-    return with_args(item, (node("quantize", x, tile=tile, bits=how.bits), packed, *rest))
+    return with_args(item, (node("quantize", x, tile=tile, bits=how.bits, block=_block(x, how.bits)), packed, *rest))
+
+
+def _block(x: Node, bits: int) -> int:
+    """How many activations share a scale. With 16 bits the largest that rows are made of: fewer scales are less work,
+    and a small value beside a large one keeps bits enough. With 8 it would not."""
+    columns = evaluate(x.shape[-1], {})
+    return max(n for n in BLOCKS if columns % n == 0) if bits == 16 else BLOCK
 
 
 def _packed(w: Node, formats: Mapping[str, int]) -> Node | None:

@@ -235,7 +235,7 @@ def test_the_program_says_it():
     assert trace.hits["integers"] == {"integer-linear": 1}
     text = print_module(module)
     assert "pack(@w[32, 256]:q4_k)" in text
-    assert f") {{tile = {ROWS}, bits = 16}} : [T, 256] q8" in text
+    assert f") {{tile = {ROWS}, bits = 16, block = 128}} : [T, 256] q8" in text
     assert parse_module(text) == module
     assert isinstance(module, Module)
     assert "quantize" not in print_module(optimise(p.module(y), Form()))

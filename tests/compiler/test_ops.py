@@ -89,12 +89,12 @@ def cache_write(x, pos, *, slot, plane, dtype):
     return plane
 
 
-def quantize(x, tile, bits):
+def quantize(x, tile, bits, block):
     """In float32, as it is defined: at a half, other digits round another way."""
     out = np.float32(x)
-    for block in out.reshape(-1, 32):
-        step = max(map(abs, block)) / np.float32({8: 127, 16: 16256}[bits])
-        block[:] = [np.rint(value * (1 / step)) * step for value in block] if step else 0
+    for part in out.reshape(-1, block):
+        step = max(map(abs, part)) / np.float32({8: 127, 16: 16256}[bits])
+        part[:] = [np.rint(value * (1 / step)) * step for value in part] if step else 0
     return out
 
 

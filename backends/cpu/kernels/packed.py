@@ -4,12 +4,16 @@ One inner routine for each format and number of rows serves all sizes: 16 weight
 A weight's bytes become a vector of unsigned bytes once and are multiplied with every row of the tile; what their bias
 and the formats' offsets add is made good with the sums that come with the activations. Decoding is a tile of one row.
 
+What is scarce is the multiplier, which integer and float products share: conversions, shifts and additions run beside
+it. So a group of weights costs its integer products and one float product with its scale (another where it has an
+offset), and the activations' scale is applied once a block.
+
 Activations lie in tiles, all rows of a tile side by side word by word:
 
-    [K/4][rows] four int8 | [K/32][rows] f32 scale | [K/32][rows] f32 sum | [K/16][rows] f32 sum
+    [K/4][rows] four int8 | [K/block][rows] f32 scale | [K/32][rows] i32 sum | [K/16][rows] i32 sum
 
-where a sum is of the values, q times scale, in 32 or 16 columns. Activations of 16 bits are 128 a + b of two int8, and
-the plane of b follows that of a.
+where a sum is of the integers in 32 or 16 columns, negated, because what it is for is mostly to take a bias off.
+Activations of 16 bits are 128 a + b of two int8, and the plane of b follows that of a.
 """
 
 from __future__ import annotations
@@ -34,12 +38,14 @@ ROWS = 8  # rows of activations multiplied at a time: more are no faster, and ma
 
 @dataclass(frozen=True)
 class Quantize:
-    """Rows of `columns` floats, `stride` floats apart, into tiles of `tile` rows of integers of `bits`."""
+    """Rows of `columns` floats, `stride` floats apart, into tiles of `tile` rows of integers of `bits`, of which
+    `block` share a scale."""
 
     columns: int
     stride: int
     tile: int
     bits: int
+    block: int
 
 
 def emit_quantize(module: ir.Module, target: Target, name: str, spec: Quantize) -> ir.Function:
@@ -48,10 +54,10 @@ def emit_quantize(module: ir.Module, target: Target, name: str, spec: Quantize) 
     function.linkage = "internal"
     b = Build(ir.IRBuilder(function.append_basic_block("entry")), target)
     x, out, rows, tid, threads = function.args
-    tile, blocks = spec.tile, spec.columns // BLOCK
+    tile, blocks = spec.tile, spec.columns // spec.block
     tiles = b.ir.udiv(b.add(rows, tile - 1), b.i64(tile))
     first, last = split(b, b.mul(tiles, blocks), tid, threads)
-    planes = Planes(b, spec.columns, tile, spec.bits)
+    planes = Planes(b, spec.columns, tile, spec.bits, spec.block)
 
     def block(index: Value, _: list[Value]) -> None:
         t, k = b.ir.udiv(index, b.i64(blocks)), b.ir.urem(index, b.i64(blocks))
@@ -60,7 +66,7 @@ def emit_quantize(module: ir.Module, target: Target, name: str, spec: Quantize) 
         def row(r: Value, _: list[Value]) -> None:
             wanted, end = b.add(b.mul(t, tile), r), b.sub(rows, 1)
             at = b.ir.select(b.ir.icmp_signed("<", wanted, end), wanted, end)
-            source = b.at(x, b.mul(b.add(b.mul(at, spec.stride), b.mul(k, BLOCK)), 4))
+            source = b.at(x, b.mul(b.add(b.mul(at, spec.stride), b.mul(k, spec.block)), 4))
             _quantize_block(b, source, planes.moved(to, r), planes, k)
 
         b.loop(0, tile, 1, [], row)
@@ -71,30 +77,40 @@ def emit_quantize(module: ir.Module, target: Target, name: str, spec: Quantize) 
 
 
 def _quantize_block(b: Build, source: Value, to: Value, planes: Planes, k: Value) -> None:
-    """32 floats to where one row of a tile keeps its part of them."""
-    values = [b.load(source, b.vec(F32, 16), 64 * i) for i in range(2)]
-    sizes = [b.intrinsic("llvm.fabs", v.type, [v], over=[v.type]) for v in values]
-    most = b.reduce_max(b.max(*sizes))
-    scale = b.div(most, float(LEVELS[planes.bits]))
+    """The floats of block k to where one row of a tile keeps its part of them."""
+
+    def larger(at: Value, most: list[Value]) -> list[Value]:
+        v = b.load(source, b.vec(F32, 16), b.mul(at, 4))
+        return [b.max(most[0], b.intrinsic("llvm.fabs", v.type, [v], over=[v.type]))]
+
+    (most,) = b.loop(0, planes.block, 16, [b.zeros(16)], larger)
+    scale = b.div(b.reduce_max(most), float(LEVELS[planes.bits]))
     some = b.ir.fcmp_ordered(">", scale, b.f32(LEAST))
-    inverse = b.ir.select(some, b.div(b.f32(1.0), scale), b.f32(0.0))
-    sums = []
-    for half, v in enumerate(values):
-        q = _rounded(b, b.mul(v, b.splat(inverse, 16)))
-        sums.append(b.mul(b.reduce_add(q), scale))
-        parts = [q]
-        if planes.bits == 16:
-            high = _rounded(b, b.mul(q, 1 / 128))
-            parts = [high, b.sub(q, b.mul(high, 128.0))]
-        for plane, part in enumerate(parts):
-            narrow = b.ir.trunc(b.ir.fptosi(part, b.vec(I32, 16)), b.vec(I8, 16))
-            words = b.bits(narrow, b.vec(I32, 4))
-            for word in range(4):
-                at = b.add(planes.word(b.add(b.mul(k, 8), 4 * half + word)), planes.integers(plane))
-                b.store(b.ir.extract_element(words, b.i32(word)), to, at, align=4)
-        b.store(sums[half], to, planes.small_sum(b.add(b.mul(k, 2), half)), align=4)
+    inverse = b.splat(b.ir.select(some, b.div(b.f32(1.0), scale), b.f32(0.0)), 16)
     b.store(scale, to, planes.scale(k), align=4)
-    b.store(b.add(*sums), to, planes.sum(k), align=4)
+
+    def part(at: Value, _: list[Value]) -> None:
+        """32 of them."""
+        start = b.add(b.mul(k, planes.block), at)
+        sums = []
+        for half in range(2):
+            q = _rounded(b, b.mul(b.load(source, b.vec(F32, 16), b.mul(b.add(at, 16 * half), 4)), inverse))
+            parts = [q]
+            if planes.bits == 16:
+                high = _rounded(b, b.mul(q, 1 / 128))
+                parts = [high, b.sub(q, b.mul(high, 128.0))]
+            for plane, values in enumerate(parts):
+                narrow = b.ir.trunc(b.ir.fptosi(values, b.vec(I32, 16)), b.vec(I8, 16))
+                words = b.bits(narrow, b.vec(I32, 4))
+                for word in range(4):
+                    place = planes.word(b.add(b.ir.lshr(start, b.i64(2)), 4 * half + word))
+                    lane = b.ir.extract_element(words, b.i32(word))
+                    b.store(lane, to, b.add(place, planes.integers(plane)), align=4)
+            sums.append(b.ir.fptosi(b.neg(b.reduce_add(q)), I32))  # exact: less than 2^24
+            b.store(sums[half], to, planes.small_sum(b.add(b.ir.lshr(start, b.i64(4)), half)), align=4)
+        b.store(b.add(*sums), to, planes.sum(b.ir.lshr(start, b.i64(5))), align=4)
+
+    b.loop(0, planes.block, BLOCK, [], part)
 
 
 def _rounded(b: Build, value: Value) -> Value:
@@ -103,25 +119,28 @@ def _rounded(b: Build, value: Value) -> Value:
 
 
 class Planes:
-    """Where things lie in a tile of `rows` rows of `columns` activations of `bits`, in bytes."""
+    """Where things lie in a tile of `rows` rows of `columns` activations of `bits`, in bytes; `block` share a scale."""
 
-    def __init__(self, b: Build, columns: int | Value, rows: int, bits: int):
-        self.b, self.columns, self.rows, self.bits = b, columns, rows, bits
-        self.starts = [self.part(bits + plane) for plane in range(3)]  # of the scales, the sums, the small sums
+    def __init__(self, b: Build, columns: int | Value, rows: int, bits: int, block: int):
+        self.b, self.columns, self.rows, self.bits, self.block = b, columns, rows, bits, block
+        # Where scales, sums and small sums begin, in 256ths of a byte for each activation.
+        scales = 32 * bits
+        sums = scales + 1024 // block
+        self.starts = [self.part(start) for start in (scales, sums, sums + 1024 // BLOCK)]
 
     def integers(self, plane: int) -> int | Value:
         """Where the integers' first or second byte begins."""
-        return self.part(8 * plane)
+        return self.part(256 * plane)
 
-    def part(self, eighths: int) -> int | Value:
-        """So many eighths of a byte for each activation of the tile."""
+    def part(self, share: int) -> int | Value:
+        """So many 256ths of a byte for each activation of the tile."""
         if isinstance(self.columns, int):
-            return self.rows * self.columns * eighths // 8
-        return self.b.mul(self.b.ir.lshr(self.columns, self.b.i64(3)), self.rows * eighths)
+            return self.rows * self.columns * share // 256
+        return self.b.ir.lshr(self.b.mul(self.columns, self.rows * share), self.b.i64(8))
 
     def tile(self, start: Value, index: Value) -> Value:
         assert isinstance(self.columns, int)
-        return self.b.at(start, self.b.mul(index, self.rows * quantised_bytes(self.columns, self.bits)))
+        return self.b.at(start, self.b.mul(index, self.rows * quantised_bytes(self.columns, self.bits, self.block)))
 
     def moved(self, start: Value, row: Value) -> Value:
         return self.b.at(start, self.b.mul(row, 4))
@@ -139,12 +158,12 @@ class Planes:
         return self.b.add(self.word(half), self.starts[2])
 
 
-def emit_inner(module: ir.Module, target: Target, how: Packing, rows: int, bits: int) -> ir.Function:
+def emit_inner(module: ir.Module, target: Target, how: Packing, rows: int, bits: int, block: int) -> ir.Function:
     """`void f(ptr weights, i64 units, ptr x, i64 columns, ptr out)`: a tile of weights by a tile of activations.
 
-    out: f32 [rows][16], aligned.
+    A scale is for `block` activations. out: f32 [rows][16], aligned.
     """
-    name = f"packed.{how.format.name}.{rows}.{bits}"
+    name = f"packed.{how.format.name}.{rows}.{bits}.{block}"
     found = module.globals.get(name)
     if found is not None:
         return found
@@ -152,23 +171,38 @@ def emit_inner(module: ir.Module, target: Target, how: Packing, rows: int, bits:
     function.linkage = "internal"
     b = Build(ir.IRBuilder(function.append_basic_block("entry")), target)
     weights, units, x, columns, out = function.args
-    planes = Planes(b, columns, rows, bits)
-    scales, sums, small = (b.at(x, start) for start in planes.starts)
+    planes = Planes(b, columns, rows, bits, block)
+    starts = [b.at(x, start) for start in planes.starts]
     bytes_of = [b.at(x, planes.integers(plane)) for plane in range(bits // 8)]
-    turns = how.turns
-    step = how.elements // turns
+    step = how.elements // how.turns
+    together = max(1, block // step)  # turns that share the activations' scale
 
-    def turn(index: Value, carried: list[Value]) -> list[Value]:
-        whole = b.ir.udiv(index, b.i64(turns))
-        here = b.at(weights, b.mul(whole, how.bytes * TILE))
-        unit = Unit(b, how, here, b.ir.urem(index, b.i64(turns)) if turns > 1 else None)
-        start = b.mul(index, step * rows)  # bytes of int8 before this
-        blocks = b.ir.lshr(start, b.i64(3))  # bytes of a plane of scales: 4 a block of 32
-        words = tuple(b.at(plane, start) for plane in bytes_of)
-        lanes = Lanes(b, rows, words, b.at(scales, blocks), b.at(sums, blocks), b.at(small, b.shl(blocks, 1)))
-        return _unit(b, unit, lanes, carried)
+    def lanes(index: Value) -> Lanes:
+        """The activations of a turn."""
+        before = b.mul(index, step * rows)  # elements
+        words = tuple(b.at(plane, before) for plane in bytes_of)
+        scales, sums, small = (
+            b.at(start, b.ir.lshr(before, b.i64((size // 4).bit_length() - 1)))
+            for start, size in zip(starts, (block, BLOCK, BLOCK // 2), strict=True)
+        )
+        return Lanes(b, rows, block, words, scales, sums, small)
 
-    totals = b.loop(0, b.mul(units, turns), 1, [b.zeros(TILE)] * rows, turn)
+    def turn(index: Value) -> Unit:
+        """The weights of a turn."""
+        here = b.at(weights, b.mul(b.ir.udiv(index, b.i64(how.turns)), how.bytes * TILE))
+        return Unit(b, how, here, b.ir.urem(index, b.i64(how.turns)) if how.turns > 1 else None)
+
+    def several(first: Value, totals: list[Value]) -> list[Value]:
+        parts = b.loop(
+            *(first, b.add(first, together), 1, [b.zeros(TILE)] * rows),
+            lambda index, carried: _Sums(turn(index), lanes(index), carried).made(),
+        )
+        return lanes(first).scaled(0, parts, totals)
+
+    def one(index: Value, totals: list[Value]) -> list[Value]:
+        return _Sums(turn(index), lanes(index), totals, scaled=True).made()
+
+    totals = b.loop(*(0, b.mul(units, how.turns), together, [b.zeros(TILE)] * rows), several if together > 1 else one)
     for row, total in enumerate(totals):
         b.store(total, out, LINE * row, align=LINE)
     b.ir.ret_void()
@@ -177,10 +211,11 @@ def emit_inner(module: ir.Module, target: Target, how: Packing, rows: int, bits:
 
 @dataclass(frozen=True)
 class Lanes:
-    """The activations of a unit, or of a block of it, one number in all lanes at a time."""
+    """The activations of a turn, one number in all lanes at a time."""
 
     b: Build
     rows: int
+    block: int
     words: tuple[Value, ...]  # the integers, a byte each
     scales: Value
     sums: Value
@@ -190,53 +225,90 @@ class Lanes:
         """Four int8 from an element on."""
         return self.all_lanes(self.words[plane], I32, element * self.rows + 4 * row)
 
-    def number(self, plane: Value, index: int, row: int) -> Value:
-        return self.all_lanes(plane, F32, 4 * (index * self.rows + row))
+    def less(self, element: int, count: int, row: int) -> Value:
+        """i32: the sum of 16 or 32 integers from an element on, negated."""
+        plane = self.sums if count == BLOCK else self.small
+        return self.all_lanes(plane, I32, 4 * (element // count * self.rows + row))
+
+    def scaled(self, element: int, parts: list[Value], totals: list[Value]) -> list[Value]:
+        """Totals of all rows with the sums of a block added."""
+        at = 4 * (element // self.block) * self.rows
+        scales = [self.all_lanes(self.scales, F32, at + 4 * row) for row in range(self.rows)]
+        return [self.b.fma(*all_of) for all_of in zip(parts, scales, totals, strict=True)]
 
     def all_lanes(self, ptr: Value, ty: ir.Type, offset: int) -> Value:
         return self.b.lane(self.b.load(ptr, self.b.vec(ty, 1), offset, align=4), 0, TILE)
 
 
-def _unit(b: Build, unit: Unit, x: Lanes, totals: list[Value]) -> list[Value]:
-    """The sums of all rows with a unit's products added."""
-    fmt, bits = unit.format, _bits(unit)
-    blocks = range(0, fmt.elements, BLOCK)
-    # One row reads weights once, from memory: in their order. Many rows read them again and again; what counts for
-    # them is how few sums are in the making at a time.
-    spans = unit.how.spans if x.rows == 1 else [tuple(range(at, at + BLOCK, 4)) for at in blocks]
-    for block in range(unit.how.blocks // unit.how.turns):
-        for span in spans:
-            left = Counter(element // fmt.group for element in span)
-            sums: dict[int, list[list[Value]]] = {}
-            for element in span:
-                group = element // fmt.group
-                quad = unit.weights(block, element)
-                parts = sums.setdefault(group, [[b.const(quad.type, 0)] * len(x.words) for _ in range(x.rows)])
-                # Rows side by side, because a product waits for the one before it of the same row.
-                for plane in range(len(x.words)):
-                    for row in range(x.rows):
-                        word = x.word(plane, block * fmt.elements + element, row)
-                        parts[row][plane] = emit_dot4(b, parts[row][plane], quad, word, bits)
-                left[group] -= 1
-                if not left[group]:
-                    _add_group(b, unit, block, group, x, sums.pop(group), totals)
-    return totals
+class _Sums:
+    """The products of a turn, added to `totals`: as they are, or each block of them `scaled` as its activations are."""
 
+    def __init__(self, unit: Unit, x: Lanes, totals: list[Value], scaled: bool = False):
+        self.b, self.unit, self.x, self.format = x.b, unit, x, unit.format
+        self.totals, self.is_scaled = totals, scaled
+        self.blocks: dict[int, list[Value]] = {}  # sums of blocks in the making, where they are scaled
+        self.left = Counter(element // x.block for element in range(0, self.elements, 4))
 
-def _add_group(
-    b: Build, unit: Unit, block: int, group: int, x: Lanes, parts: list[list[Value]], totals: list[Value]
-) -> None:
-    """Adds the products of a group, by plane of the activations' bytes, to the sums of all rows."""
-    fmt = unit.format
-    element = block * fmt.elements + group * fmt.group
-    scale, extra = unit.scale(block, group), _extra(b, unit, block, group)
-    plane, width = (x.sums, BLOCK) if fmt.group == BLOCK else (x.small, fmt.group)
-    for row in range(x.rows):
-        total = reduce(lambda high, low: b.add(b.shl(high, 7), low), parts[row])
-        product = b.mul(b.to_f32(total), x.number(x.scales, element // BLOCK, row))
-        totals[row] = b.fma(product, scale, totals[row])
-        if extra is not None:
-            totals[row] = b.fma(extra, x.number(plane, element // width, row), totals[row])
+    @property
+    def elements(self) -> int:
+        return self.unit.how.elements // self.unit.how.turns
+
+    def made(self) -> list[Value]:
+        fmt, count = self.format, self.elements // self.format.elements
+        # One row reads weights once, from memory: in their order. Many rows read them again and again; what counts
+        # for them is how few sums are in the making at a time.
+        apart = [tuple(range(at, at + BLOCK, 4)) for at in range(0, fmt.elements, BLOCK)]
+        for block in range(count):
+            for span in self.unit.how.spans if self.x.rows == 1 else apart:
+                self.span(block, span)
+        return self.totals
+
+    def span(self, block: int, span: tuple[int, ...]) -> None:
+        """Elements of a block of weights, by fours."""
+        x, fmt = self.x, self.format
+        left = Counter(element // fmt.group for element in span)
+        sums: dict[int, list[list[Value]]] = {}
+        for element in span:
+            group, at = element // fmt.group, block * fmt.elements + element
+            quad = self.unit.weights(block, element)
+            if group not in sums:
+                sums[group] = [self.start(at, row) for row in range(x.rows)]
+            # Rows side by side, because a product waits for the one before it of the same row.
+            for plane in range(len(x.words)):
+                for row, parts in enumerate(sums[group]):
+                    parts[plane] = emit_dot4(self.b, parts[plane], quad, x.word(plane, at, row), _bits(self.unit))
+            left[group] -= 1
+            if not left[group]:
+                self.group(block, group, sums.pop(group))
+            self.count(at)
+
+    def start(self, element: int, row: int) -> list[Value]:
+        """What the sums of a group begin with, by plane: what the weights' bias adds to them is taken off."""
+        b, bias = self.b, self.unit.bias
+        nothing = b.const(b.vec(I32, TILE), 0)
+        first = b.shl(self.x.less(element, self.format.group, row), bias.bit_length() - 1) if bias else nothing
+        return [*[nothing] * (len(self.x.words) - 1), first]
+
+    def group(self, block: int, group: int, parts: list[list[Value]]) -> None:
+        """Adds the products of a group, by plane of the activations' bytes, to the sums of all rows."""
+        b, x, fmt = self.b, self.x, self.format
+        at = block * fmt.elements + group * fmt.group
+        scale, offset = self.unit.scale(block, group), self.unit.offset(block, group)
+        sums = self.blocks.get(at // x.block, [b.zeros(TILE)] * x.rows) if self.is_scaled else self.totals
+        for row in range(x.rows):
+            total = reduce(lambda high, low: b.add(b.shl(high, 7), low), parts[row])
+            sums[row] = b.fma(b.to_f32(total), scale, sums[row])
+            if offset is not None:
+                sums[row] = b.fma(b.neg(offset), b.to_f32(x.less(at, fmt.group, row)), sums[row])
+        if self.is_scaled:
+            self.blocks[at // x.block] = sums
+
+    def count(self, element: int) -> None:
+        """Four elements are done; perhaps a block is."""
+        block = element // self.x.block
+        self.left[block] -= 1
+        if self.is_scaled and not self.left[block]:
+            self.totals = self.x.scaled(element, self.blocks.pop(block), self.totals)
 
 
 def _bits(unit: Unit) -> int:
@@ -247,22 +319,15 @@ def _bits(unit: Unit) -> int:
     return 8 if packed.table else low.bits + (unit.format[packed.high].bits if packed.high else 0)
 
 
-def _extra(b: Build, unit: Unit, block: int, group: int) -> Value | None:
-    """What a group adds for each unit of its activations' sum: its offset, and the bias of its bytes."""
-    offset = unit.offset(block, group)
-    if not unit.bias:
-        return offset
-    bias = b.mul(unit.scale(block, group), float(-unit.bias))
-    return bias if offset is None else b.add(bias, offset)
-
-
-def emit_packed(module: ir.Module, target: Target, name: str, spec: Linear, tile: int, bits: int) -> ir.Function:
-    """As `linear.emit_linear`, with x in tiles of `tile` rows of integers of `bits`."""
+def emit_packed(
+    module: ir.Module, target: Target, name: str, spec: Linear, tile: int, bits: int, block: int
+) -> ir.Function:
+    """As `linear.emit_linear`, with x in tiles of `tile` rows of integers of `bits`, `block` of which share a scale."""
     signature = ir.FunctionType(VOID, [PTR] * (len(spec.operands) + 2) + [I64] * 3)
     function = ir.Function(module, signature, name)
     function.linkage = "internal"
     b = Build(ir.IRBuilder(function.append_basic_block("entry")), target)
-    emitter = _Packed(b, spec, function.args, tile, bits)
+    emitter = _Packed(b, spec, function.args, tile, bits, block)
     if spec.experts:
         emitter.expert_rows()
     else:
@@ -272,10 +337,10 @@ def emit_packed(module: ir.Module, target: Target, name: str, spec: Linear, tile
 
 
 class _Packed(Products):
-    def __init__(self, b: Build, spec: Linear, args: tuple[Value, ...], tile: int, bits: int):
+    def __init__(self, b: Build, spec: Linear, args: tuple[Value, ...], tile: int, bits: int, block: int):
         super().__init__(b, spec, args)
         self.tile = tile
-        self.planes = Planes(b, spec.inputs, tile, bits)
+        self.planes = Planes(b, spec.inputs, tile, bits, block)
 
     def all_rows(self) -> None:
         b = self.b
@@ -314,7 +379,7 @@ class _Packed(Products):
         for at, (product, w, pointer) in enumerate(zip(spec.products, self.weights, weights, strict=True)):
             how = packing(self.operand[w].format)
             assert how is not None
-            inner = emit_inner(b.module, b.target, how, self.tile, self.planes.bits)
+            inner = emit_inner(b.module, b.target, how, self.tile, self.planes.bits, self.planes.block)
             found[product] = b.scratch(ir.ArrayType(F32, TILE * self.tile), "sums", at)
             units = b.i64(spec.inputs // how.elements)
             tile = b.at(pointer, b.mul(n, TILE * self.operand[w].row_bytes))
