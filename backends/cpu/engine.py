@@ -140,12 +140,10 @@ class CpuEngine:
         if len(ids) == 1:
             return self._run("generate", "decode", ids, start)
         if logits == "all":
-            chunk = rows_of("all", self.options)
-            parts = [ids[at : at + chunk] for at in range(0, len(ids), chunk)]
-            starts = range(start, start + len(ids), chunk)
-            return np.concatenate(
-                [self._run("evaluate", "all", part, at) for part, at in zip(parts, starts, strict=True)]
-            )
+            chunk, found = rows_of("all", self.options), np.empty((len(ids), self.vocabulary), np.float32)
+            for at in range(0, len(ids), chunk):
+                self._run("evaluate", "all", ids[at : at + chunk], start + at, found[at : at + chunk])
+            return found
         chunk = self.options.chunk
         for at in range(0, len(ids), chunk):
             result = self._run("generate", "prefill", ids[at : at + chunk], start + at)
@@ -177,19 +175,30 @@ class CpuEngine:
         rings = {(p.of.window, p.capacity) for p in self.planes.values() if p.of.window is not None}
         return to <= end and all(self.oldest.get(capacity, 0) <= max(0, to - window + 1) for window, capacity in rings)
 
-    def _run(self, group: str, program: str, ids: NDArray[np.int32], start: int) -> F32Array:
+    def _run(
+        self, group: str, program: str, ids: NDArray[np.int32], start: int, to: F32Array | None = None
+    ) -> F32Array:
+        """Runs a program; gives its logits, in `to` if that is given: they are large, and a copy takes its time."""
         loaded = self.group(group)
-        out = self._call(loaded, program, ids, start)
-        return loaded.results[program].show(out, {"T": len(ids)}).reshape(-1, self.vocabulary)
+        view = loaded.results[program]
+        fits = to is not None and view.contiguous and to.nbytes == result_bytes(view, len(ids))
+        out = self._call(loaded, program, ids, start, to.reshape(-1) if to is not None and fits else None)
+        found = view.show(out, {"T": len(ids)}).reshape(-1, self.vocabulary)
+        if to is not None and not fits:
+            to[:] = found
+        return found
 
-    def _call(self, loaded: _Group, program: str, ids: NDArray[np.int32], start: int) -> F32Array:
-        """Runs a program; gives the memory of its first output."""
+    def _call(
+        self, loaded: _Group, program: str, ids: NDArray[np.int32], start: int, out: F32Array | None = None
+    ) -> F32Array:
+        """Runs a program; gives the memory of its first output, `out` if that is given."""
         end = start + len(ids)
         # What rings hold, before they are written: after an interruption they may or may not have been.
         for capacity in {p.capacity for p in self.planes.values()}:
             self.oldest[capacity] = max(min(self.oldest.get(capacity, 0), start), end - capacity)
         positions = np.arange(start, end, dtype=np.int32)
-        out = np.empty(result_bytes(loaded.results[program], len(ids)) // 4, np.float32)
+        if out is None:
+            out = np.empty(result_bytes(loaded.results[program], len(ids)) // 4, np.float32)
         fields = loaded.fields | {
             "tokens": ids.ctypes.data,
             "positions": positions.ctypes.data,
