@@ -240,12 +240,12 @@ class _Program:
 
     def quantize(self, item: Node) -> None:
         (x,) = item.args
-        spec = packed.Quantize(_int(x.shape[-1]), view_of(x).row_stride(), *_tiling(item))
+        spec = packed.Quantize(*_tiling(item))
         function = self.emitter.kernel(
             "quantize", f"{spec}", lambda name: packed.emit_quantize(self.module, self.target, name, spec)
         )
-        count = self.size(product(item.shape[:-1]))
-        self.call(function, self.pointer(x), self.pointer(item), count, self.tid, self.fields["threads"])
+        sizes = (self.size(product(item.shape[:-1])), self.size(x.shape[-1]), self.b.i64(view_of(x).row_stride()))
+        self.call(function, self.pointer(x), self.pointer(item), *sizes, self.tid, self.fields["threads"])
 
     def attend(self, item: Node) -> None:
         q, k, v, pos = item.args

@@ -26,7 +26,6 @@ from llvmlite import ir
 
 from briolette.compiler.ir import Node
 from briolette.compiler.opset.matrices import BLOCK, LEAST, LEVELS, TILE
-from briolette.compiler.plan import quantised_bytes
 
 from ..build import F32, I8, I32, I64, PTR, VOID, Build, Target, Value
 from ..packing import LINE, Packing, Unit, emit_dot4, packing
@@ -38,35 +37,33 @@ ROWS = 8  # rows of activations multiplied at a time: more are no faster, and ma
 
 @dataclass(frozen=True)
 class Quantize:
-    """Rows of `columns` floats, `stride` floats apart, into tiles of `tile` rows of integers of `bits`, of which
-    `block` share a scale."""
+    """Rows of floats into tiles of `tile` rows of integers of `bits`, of which `block` share a scale."""
 
-    columns: int
-    stride: int
     tile: int
     bits: int
     block: int
 
 
 def emit_quantize(module: ir.Module, target: Target, name: str, spec: Quantize) -> ir.Function:
-    """`void f(ptr x, ptr out, i64 rows, i64 tid, i64 threads)`; rows beyond the last repeat it."""
-    function = ir.Function(module, ir.FunctionType(VOID, [PTR, PTR, I64, I64, I64]), name)
+    """`void f(ptr x, ptr out, i64 rows, i64 columns, i64 stride, i64 tid, i64 threads)`: rows of x are `stride` floats
+    apart; rows beyond the last repeat it."""
+    function = ir.Function(module, ir.FunctionType(VOID, [PTR, PTR, *[I64] * 5]), name)
     function.linkage = "internal"
     b = Build(ir.IRBuilder(function.append_basic_block("entry")), target)
-    x, out, rows, tid, threads = function.args
-    tile, blocks = spec.tile, spec.columns // spec.block
+    x, out, rows, columns, stride, tid, threads = function.args
+    tile, blocks = spec.tile, b.ir.udiv(columns, b.i64(spec.block))
     tiles = b.ir.udiv(b.add(rows, tile - 1), b.i64(tile))
     first, last = split(b, b.mul(tiles, blocks), tid, threads)
-    planes = Planes(b, spec.columns, tile, spec.bits, spec.block)
+    planes = Planes(b, columns, tile, spec.bits, spec.block)
 
     def block(index: Value, _: list[Value]) -> None:
-        t, k = b.ir.udiv(index, b.i64(blocks)), b.ir.urem(index, b.i64(blocks))
+        t, k = b.ir.udiv(index, blocks), b.ir.urem(index, blocks)
         to = planes.tile(out, t)
 
         def row(r: Value, _: list[Value]) -> None:
             wanted, end = b.add(b.mul(t, tile), r), b.sub(rows, 1)
             at = b.ir.select(b.ir.icmp_signed("<", wanted, end), wanted, end)
-            source = b.at(x, b.mul(b.add(b.mul(at, spec.stride), b.mul(k, spec.block)), 4))
+            source = b.at(x, b.mul(b.add(b.mul(at, stride), b.mul(k, spec.block)), 4))
             _quantize_block(b, source, planes.moved(to, r), planes, k)
 
         b.loop(0, tile, 1, [], row)
@@ -126,7 +123,9 @@ class Planes:
         # Where scales, sums and small sums begin, in 256ths of a byte for each activation.
         scales = 32 * bits
         sums = scales + 1024 // block
-        self.starts = [self.part(start) for start in (scales, sums, sums + 1024 // BLOCK)]
+        small = sums + 1024 // BLOCK
+        self.starts = [self.part(start) for start in (scales, sums, small)]
+        self.bytes = self.part(small + 2048 // BLOCK)
 
     def integers(self, plane: int) -> int | Value:
         """Where the integers' first or second byte begins."""
@@ -139,8 +138,7 @@ class Planes:
         return self.b.ir.lshr(self.b.mul(self.columns, self.rows * share), self.b.i64(8))
 
     def tile(self, start: Value, index: Value) -> Value:
-        assert isinstance(self.columns, int)
-        return self.b.at(start, self.b.mul(index, self.rows * quantised_bytes(self.columns, self.bits, self.block)))
+        return self.b.at(start, self.b.mul(index, self.bytes))
 
     def moved(self, start: Value, row: Value) -> Value:
         return self.b.at(start, self.b.mul(row, 4))
