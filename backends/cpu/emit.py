@@ -16,7 +16,7 @@ from briolette.compiler.plan import Plan, base, writes_cache
 from briolette.compiler.views import heads_lie_together, view_of
 
 from .build import I64, PTR, VOID, Build, Target, Value
-from .kernels import Place, linear, packed, rows, small
+from .kernels import Place, experts, linear, packed, rows, small
 from .kernels.attend import Attend, emit_attend, scratch_bytes
 from .runtime_ir import FIELDS, emit_barrier
 
@@ -67,8 +67,12 @@ def scratch_of(item: Node) -> int:
     """Bytes of scratch a step needs for each thread."""
     if item.op == "attend":
         return scratch_bytes(attend_spec(item))
-    if item.op != "fused" or _quantised(item) is not None:
+    if item.op != "fused":
         return 0
+    quantised = _quantised(item)
+    if quantised is not None:
+        spec = linear_spec(item)
+        return experts.scratch_bytes(spec, *quantised[1:]) if experts.grouped(spec) else 0
     return (rows_spec(item) if item["family"] == "rows" else linear_spec(item)).scratch_bytes()
 
 
@@ -216,6 +220,8 @@ class _Program:
         def make(name: str) -> ir.Function:
             if quantised is None:
                 return linear.emit_linear(self.module, self.target, name, spec)
+            if experts.grouped(spec):
+                return experts.emit_grouped(self.module, self.target, name, spec, *quantised[1:])
             return packed.emit_packed(self.module, self.target, name, spec, *quantised)
 
         function = self.emitter.kernel(item["family"], f"{kernel_key(item, spec)}\n{quantised}", make)
@@ -262,7 +268,7 @@ class _Program:
         for arg in item.args:
             _in_order(arg)
         args = [self.pointer(arg) for arg in item.args]
-        count = self.size(item.shape[0] if item.op == "rope_table" else product(item.shape[:-1]))
+        count = self.size(item.shape[0] if item.op in ("rope_table", "group") else product(item.shape[:-1]))
         self.call(function, *args, self.pointer(item), count, self.tid, self.fields["threads"])
 
     def rope_table(self, item: Node) -> None:
@@ -285,6 +291,10 @@ class _Program:
         self.small(
             item, f"{n} {k} {vector}", lambda name: small.emit_take(self.module, self.target, name, n, k, vector)
         )
+
+    def group(self, item: Node) -> None:
+        n = item["experts"]
+        self.small(item, f"{n}", lambda name: experts.emit_group(self.module, self.target, name, n))
 
     def combine(self, item: Node) -> None:
         used, n = item.args[0].shape[-2:]
@@ -444,15 +454,17 @@ def linear_spec(item: Node) -> linear.Linear:
         elif first.op == "expert_linear" and param is first.args[2]:
             operands.append(linear.Operand("ids"))
             _in_order(arg)
+        elif first.op == "expert_linear" and param in first.args[3:]:
+            operands.append(linear.Operand("order"))
         else:
             operands.append(linear.Operand(*_place(param.shape, root.shape, arg)))
-    experts = first.args[2].shape[-1] if first.op == "expert_linear" else 0
+    used = first.args[2].shape[-1] if first.op == "expert_linear" else 0
     return linear.Linear(
         block,
         tuple(operands),
         inputs=w.shape[-1],
         outputs=w.shape[-2],
         single=product(root.shape[:-1]) == 1,
-        experts=experts,
+        experts=used,
         shared_input=len(x.shape) < len(root.shape),
     )

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
+from ..dims import product
 from ..ir import Type
-from ..optable import Array, Context, Draw, Sample, need, op
+from ..optable import REQUIRED, Array, Context, Draw, Sample, need, op
 from .basic import sample_one
 
 INPUTS = ("f32", "q8")  # element types that products take
@@ -49,7 +50,7 @@ def linear(context: Context, x: Array, w: Array) -> Array:
     return x @ w.T
 
 
-def _expert_type(x: Type, w: Type, ids: Type) -> Type:
+def _expert_type(x: Type, w: Type, ids: Type, order: Type | None = None) -> Type:
     _known(w, 3, "expert_linear needs weights [E, N, K]")
     need(ids.dtype == "i32" and len(ids.shape) > 0, f"expert_linear needs integer ids [T, U], not {ids}")
     need(len(x.shape) > 0 and x.dtype in INPUTS, f"expert_linear needs rows of f32 or q8, not {x}")
@@ -57,6 +58,8 @@ def _expert_type(x: Type, w: Type, ids: Type) -> Type:
     need(fits, f"expert_linear: weights of {w.shape[2]} columns, input rows of {x.shape[-1]}")
     shared = x.shape[:-1] == ids.shape[:-1]
     need(shared or x.shape[:-1] == ids.shape, f"expert_linear: input {list(x.shape)}, ids {list(ids.shape)}")
+    ordered = order is None or order == Type((product(ids.shape),), "i32")
+    need(ordered, f"expert_linear: an order of {list(ids.shape)} ids is a permutation of all of them, not {order}")
     return Type((*ids.shape, w.shape[1]))
 
 
@@ -68,20 +71,39 @@ def _sample_expert(d: Draw) -> Sample:
 
 
 @op(
-    "x w ids",
+    "x w ids order?",
     infer=_expert_type,
     traits="token",
-    flops=lambda out, x, w, ids: 2 * int(np.prod(out)) * w[2],
-    reads=lambda out, x, w, ids: (math.prod(x), min(w[0], math.prod(ids)) * w[1] * w[2], math.prod(ids)),
+    flops=lambda out, x, w, *ids: 2 * int(np.prod(out)) * w[2],
+    reads=lambda out, x, w, *ids: (math.prod(x), min(w[0], math.prod(ids[0])) * w[1] * w[2], *map(math.prod, ids)),
     sample=_sample_expert,
 )
-def expert_linear(context: Context, x: Array, w: Array, ids: Array) -> Array:
-    """Each row by its own experts' weights: x [T, K] or [T, U, K], w [E, N, K], ids [T, U] -> [T, U, N]."""
+def expert_linear(context: Context, x: Array, w: Array, ids: Array, order: Array | None = None) -> Array:
+    """Each row by its own experts' weights: x [T, K] or [T, U, K], w [E, N, K], ids [T, U] -> [T, U, N]. An order
+    (`group`) tells kernels in which order to take the rows, and changes no value."""
     shared = x.ndim == ids.ndim
     out = np.empty((*ids.shape, w.shape[1]), x.dtype)
     for at in np.ndindex(*ids.shape):
         out[at] = w[ids[at]] @ x[at[:-1] if shared else at]
     return out
+
+
+def _group_type(ids: Type, experts: int) -> Type:
+    need(ids.dtype == "i32" and len(ids.shape) > 0, f"group needs integer ids, not {ids}")
+    need(experts > 0, f"group: ids of {experts} experts")
+    return Type((product(ids.shape),), "i32")
+
+
+def _sample_group(d: Draw) -> Sample:
+    experts = d.integer(1, 5)
+    return Sample((Type((d.integer(1, 9), d.integer(1, 3)), "i32"),), {"experts": experts}, below={0: experts})
+
+
+@op("ids", infer=_group_type, sample=_sample_group, experts=REQUIRED)
+def group(context: Context, ids: Array, experts: int) -> Array:
+    """The places of ids [T, U], each from 0 to `experts`, row by row counted from 0 to T * U, by ascending id; those of
+    one id in order."""
+    return np.argsort(ids.reshape(-1), kind="stable").astype(np.int32)
 
 
 def _combine_type(x: Type, w: Type) -> Type:

@@ -1,7 +1,8 @@
 """Products in integers: activations are quantised once, weights packed for the kernels that read them.
 
 Both are visible: `linear(x, w)` becomes `linear(quantize(x), pack(w))`. Products of one input share its `quantize`,
-and a part of a weight is a part of the packed one. Which stored formats have such kernels is the backend's to say.
+and a part of a weight is a part of the packed one. Where there are many tokens, experts take theirs together: `group`
+tells in which order. Which stored formats have such kernels is the backend's to say.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class Integers:
     """Which products are made in integers, and how.
 
     formats: stored formats with the columns that a weight must be a multiple of. tile: rows of activations that lie
-    interleaved where many are multiplied at a time; experts take one by one. bits: of an activation. Where one row
+    interleaved where many are multiplied at a time; those of one expert are gathered when it is known which they are,
+    so that they are quantised one by one. bits: of an activation. Where one row
     of them is multiplied with weights that come from memory, 16 take no longer than 8.
     """
 
@@ -41,7 +43,11 @@ def products(how: Integers | None) -> list[Rule]:
 
     @rule("integer-experts", op("expert_linear", "x", "w", "ids"))
     def experts(item: Node, found: Match) -> Node | None:
-        return _product(item, how, 1)
+        made = _product(item, how, 1)
+        if made is None or item.shape[0] == 1:
+            return made
+        order = node("group", found["ids"], experts=found["w"].shape[0])
+        return with_args(made, (*made.args, order))
 
     return [linear, experts]
 

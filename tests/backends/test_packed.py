@@ -25,7 +25,7 @@ from briolette.backends.cpu.pack import Packed
 from briolette.backends.cpu.packing import PACKED, TILE, packing
 from briolette.compiler.interp import Interpreter
 from briolette.compiler.ir import Module, Node, topological
-from briolette.compiler.ops import node
+from briolette.compiler.ops import node, with_args
 from briolette.compiler.pipeline import Form, Trace, optimise
 from briolette.compiler.rewrite import rewrite
 from briolette.compiler.rules.integers import Integers, products
@@ -114,6 +114,49 @@ def test_experts_and_parts_of_a_weight(rows):
     y = node("combine", down, node("take", p.input("scores", rows, 6), ids))
     found, wanted = p.run(y, rows, 2, weights="packed"), p.exact(y, rows)
     assert np.linalg.norm(found - wanted) <= 0.03 * np.linalg.norm(wanted)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    format=st.sampled_from(["q8_0", "q5_0", "q4_k", "q6_k"]),
+    rows=st.sampled_from([2, 3, ROWS, 37, 150]),
+    experts=st.integers(1, 7),
+    used=st.integers(1, 3),
+    shared=st.booleans(),
+    threads=st.integers(1, 9),
+    prefill=st.sampled_from(["exact", "fast"]),
+)
+def test_experts_take_their_tokens_together(format, rows, experts, used, shared, threads, prefill):
+    """However the tokens spread: experts without any, and those with more than are gathered at a time."""
+    p = Program(seed=rows)
+    columns, used = PACKED[format], min(used, experts)
+    ids = node("top", p.input("scores", rows, experts), k=used)
+    x = p.input("x", rows, columns if shared else used * columns)
+    x = x if shared else node("reshape", x, shape=(T, used, columns))
+    w = p.weight("w", experts, 2 * TILE, columns, format=format)
+    y = node("reshape", node("expert_linear", x, w, ids), shape=(T, used * 2 * TILE))
+    sizes = node("reshape", node("expert_linear", *(absolute(p, n) for n in (x, w)), ids), shape=y.shape)
+    found = p.run(y, rows, threads, weights="packed", prefill=prefill)
+    bits = 16 if prefill == "exact" else 8
+    assert np.all(np.abs(found - quantised(p, y, rows, bits)) <= BOUND * p.exact(sizes, rows))
+
+
+def absolute(p: Program, item: Node) -> Node:
+    """The same with the absolute values of its tensor."""
+    if item.op != "weight":
+        return with_args(item, tuple(absolute(p, a) if a.op in ("weight", "embed") else a for a in item.args))
+    values = np.abs(p.decoded(item["name"], np.float32))
+    return p.add(f"|{item['name']}|", values, item.shape)
+
+
+@pytest.mark.parametrize("target", MACHINES.values(), ids=MACHINES)
+def test_experts_on_every_machine(target):
+    p = Program(seed=12)
+    ids = node("top", p.input("scores", 20, 3), k=2)
+    product = node("expert_linear", p.input("x", 20, 64), p.weight("w", 3, 32, 64, format="q5_0"), ids)
+    y = node("reshape", product, shape=(T, 64))
+    found, wanted = p.run(y, 20, 2, target=target, weights="packed"), quantised(p, y, 20)
+    assert np.linalg.norm(found - wanted) <= BOUND * np.linalg.norm(wanted)
 
 
 def test_a_head_that_is_the_embedding_too():
@@ -239,3 +282,18 @@ def test_the_program_says_it():
     assert parse_module(text) == module
     assert isinstance(module, Module)
     assert "quantize" not in print_module(optimise(p.module(y), Form()))
+
+
+def test_one_order_for_all_experts_of_a_layer():
+    p = Program(seed=11)
+    ids = node("top", p.input("scores", 2, 6), k=3)
+    x = p.input("x", 2, 64)
+    for name in ("up", "down"):
+        x = node("expert_linear", x, p.weight(name, 6, 64, 64, format="q8_0"), ids)
+    module = p.module(node("combine", x, node("take", p.input("scores", 2, 6), ids)))
+    many, one = (topological(optimise(module, form_of(form, PACKING)).roots) for form in ("all", "decode"))
+    (order,) = (item for item in many if item.op == "group")
+    assert order["experts"] == 6
+    assert order.shape == (T * 3,)
+    assert sum(order in item.args for item in many if item.op == "fused") == 2
+    assert not any(item.op == "group" for item in one)

@@ -68,7 +68,7 @@ def rope(x, pos, freqs=None, *, interleaved, **attrs):
     return rotate(x, rope_table(pos, freqs, **attrs), interleaved=interleaved)
 
 
-def expert_linear(x, w, ids):
+def expert_linear(x, w, ids, order=None):
     shared = x.ndim == ids.ndim
     return np.array([[w[e] @ (x[t] if shared else x[t, u]) for u, e in enumerate(row)] for t, row in enumerate(ids)])
 
@@ -116,6 +116,7 @@ FORMULAS = {
     "rms_norm": lambda x, w=1.0, *, eps: x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * w,
     "linear": lambda x, w: np.einsum("...k,nk->...n", x, w),
     "expert_linear": expert_linear,
+    "group": lambda ids, experts: np.array([p for e in range(experts) for p, i in enumerate(ids.ravel()) if i == e]),
     "combine": lambda x, w: (x * w[..., None]).sum(-2),
     "embed": lambda w, ids: np.array([w[i] for i in ids]),
     "take": lambda x, ids: np.array([(x if x.ndim == 1 else x[r])[i] for r, i in enumerate(ids)]),

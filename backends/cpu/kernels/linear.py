@@ -33,9 +33,9 @@ PANEL_ROWS = 16  # weight rows dequantised together in the form for many tokens
 class Operand:
     """One argument of a fused product.
 
-    `role`: "x", "weight", "ids", "row" (a value per output), "vector" (one per output column), "summary"
-    (one per output row) or "scalar". Of weights: their format, and bytes from one row to the next and from
-    one expert's to the next's.
+    `role`: "x", "weight", "ids", "order" (of the ids, by expert), "row" (a value per output), "vector" (one per
+    output column), "summary" (one per output row) or "scalar". Of weights: their format, and bytes from one row to
+    the next and from one expert's to the next's.
     """
 
     role: str
@@ -107,19 +107,20 @@ class Products:
         b, spec = self.b, self.spec
 
         def pair(index: Value, _: list[Value]) -> None:
-            row, expert = self.chosen(index)
+            row, expert = self.input_row(index), self.expert(index)
             x = b.at(self.pointer[self.x], b.mul(row, 4 * self.operand[self.x].place.stride))
             weights = [b.at(self.pointer[w], b.mul(expert, self.operand[w].expert_bytes)) for w in self.weights]
             self.stream(index, x, weights, b.at(self.out, b.mul(index, 4 * spec.outputs)))
 
         b.loop(0, b.mul(self.rows, spec.experts), 1, [], pair)
 
-    def chosen(self, index: Value) -> tuple[Value, Value]:
-        """Of a (token, expert) pair: the input's row, and the expert."""
-        b, spec = self.b, self.spec
+    def input_row(self, pair: Value) -> Value:
+        """The row of x that a (token, expert) pair multiplies."""
+        return self.b.ir.sdiv(pair, self.b.i64(self.spec.experts)) if self.spec.shared_input else pair
+
+    def expert(self, pair: Value) -> Value:
         ids = next(param for param, operand, _ in self.operands if operand.role == "ids")
-        expert = b.ir.sext(b.load(self.pointer[ids], I32, b.shl(index, 2), align=4), I64)
-        return (b.ir.sdiv(index, b.i64(spec.experts)) if spec.shared_input else index), expert
+        return self.b.ir.sext(self.b.load(self.pointer[ids], I32, self.b.shl(pair, 2), align=4), I64)
 
     def stream(self, row: Value, x: Value, weights: list[Value], out: Value) -> None:
         """out[n] = epilogue(w[n] . x) for this thread's share of the weight rows."""

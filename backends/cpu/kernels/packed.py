@@ -19,6 +19,7 @@ Activations of 16 bits are 128 a + b of two int8, and the plane of b follows tha
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 
@@ -325,7 +326,7 @@ def emit_packed(
     function = ir.Function(module, signature, name)
     function.linkage = "internal"
     b = Build(ir.IRBuilder(function.append_basic_block("entry")), target)
-    emitter = _Packed(b, spec, function.args, tile, bits, block)
+    emitter = PackedProducts(b, spec, function.args, tile, bits, block)
     if spec.experts:
         emitter.expert_rows()
     else:
@@ -334,7 +335,7 @@ def emit_packed(
     return function
 
 
-class _Packed(Products):
+class PackedProducts(Products):
     def __init__(self, b: Build, spec: Linear, args: tuple[Value, ...], tile: int, bits: int, block: int):
         super().__init__(b, spec, args)
         self.tile = tile
@@ -350,7 +351,8 @@ class _Packed(Products):
                 start = b.mul(t, self.tile)
                 left = b.sub(self.rows, start)
                 count = b.ir.select(b.ir.icmp_signed("<", left, b.i64(self.tile)), left, b.i64(self.tile))
-                self.one(n, self.planes.tile(self.pointer[self.x], t), weights, start, count)
+                x = self.planes.tile(self.pointer[self.x], t)
+                self.one(n, x, weights, count, lambda r: b.add(start, r))
 
             b.loop(0, tiles, 1, [], rows)
 
@@ -363,15 +365,18 @@ class _Packed(Products):
         first, last = split(b, b.i64(spec.outputs // TILE), self.tid, self.threads)
 
         def pair(index: Value, _: list[Value]) -> None:
-            row, expert = self.chosen(index)
-            x = self.planes.tile(self.pointer[self.x], row)
-            weights = [b.at(self.pointer[w], b.mul(expert, self.operand[w].expert_bytes)) for w in self.weights]
-            b.loop(first, last, 1, [], lambda n, _: self.one(n, x, weights, index, b.i64(1)))
+            x = self.planes.tile(self.pointer[self.x], self.input_row(index))
+            weights = self.weights_of(self.expert(index))
+            b.loop(first, last, 1, [], lambda n, _: self.one(n, x, weights, b.i64(1), lambda _: index))
 
         b.loop(0, b.mul(self.rows, spec.experts), 1, [], pair)
 
-    def one(self, n: Value, x: Value, weights: list[Value], start: Value, count: Value) -> None:
-        """A tile of weight rows by a tile of activations, and what follows on their results."""
+    def weights_of(self, expert: Value) -> list[Value]:
+        return [self.b.at(self.pointer[w], self.b.mul(expert, self.operand[w].expert_bytes)) for w in self.weights]
+
+    def one(self, n: Value, x: Value, weights: list[Value], count: Value, result_row: Callable[[Value], Value]) -> None:
+        """A tile of weight rows by the first `count` rows of a tile of activations, and what follows on their results,
+        which are written to the rows that `result_row` tells."""
         b, spec = self.b, self.spec
         found: dict[Node, Value] = {}
         for at, (product, w, pointer) in enumerate(zip(spec.products, self.weights, weights, strict=True)):
@@ -385,7 +390,7 @@ class _Packed(Products):
         column = b.mul(n, TILE)
 
         def row(r: Value, _: list[Value]) -> None:
-            at = b.add(start, r)
+            at = result_row(r)
             sums = {p: b.load(buffer, b.vec(F32, TILE), b.mul(r, LINE), align=LINE) for p, buffer in found.items()}
             out = b.at(self.out, b.mul(at, 4 * spec.outputs))
             self.store(self.epilogue(sums, at, column, TILE), out, column)
