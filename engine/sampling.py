@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from briolette.compiler.errors import BrioletteError
 
+_PIECE = 8192  # weights summed at a time
 _NUCLEUS_GUESS = 1024  # the likeliest tokens among which top_p looks first, before it sorts them all
 
 
@@ -75,13 +77,14 @@ class Sampler:
                 _not_numbers()
             return best
         tokens = self._candidates(logits)
-        kept = logits[tokens]
+        kept = _chosen(logits, tokens)
         top = kept.max()
         if not math.isfinite(top):
             _not_numbers()
-        sums = np.cumsum(np.exp((kept - top) / np.float32(options.temperature)), dtype=np.float64)
-        chosen = np.searchsorted(sums, self._random.random() * sums[-1], side="right")
-        return int(tokens[min(int(chosen), len(tokens) - 1)])
+        weights = kept - top
+        weights /= np.float32(options.temperature)
+        place = _drawn(np.exp(weights, out=weights), self._random.random())
+        return place if tokens is None else int(tokens[place])
 
     def _penalised(self, logits: NDArray[np.float32], history: Sequence[int]) -> NDArray[np.float32]:
         last = self.sampling.repeat_last_n
@@ -92,46 +95,79 @@ class Sampler:
         logits[recent] = np.where(values > 0, values / penalty, values * penalty)
         return logits
 
-    def _candidates(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The tokens that top_k, top_p and min_p leave."""
+    def _candidates(self, logits: NDArray[np.float32]) -> NDArray[np.int64] | None:
+        """The tokens that top_k, top_p and min_p leave; None for all."""
         options = self.sampling
-        tokens = _largest(logits, options.top_k) if 0 < options.top_k < len(logits) else np.arange(len(logits))
+        tokens = _largest(logits, options.top_k) if 0 < options.top_k < len(logits) else None
         if options.top_p < 1:
-            tokens = self._nucleus(logits, tokens)
+            places = self._nucleus(_chosen(logits, tokens))
+            tokens = places if tokens is None else tokens[places]
         if options.min_p > 0:
-            kept = logits[tokens]
-            tokens = tokens[kept >= kept.max() + np.float32(math.log(options.min_p))]
+            kept = _chosen(logits, tokens)
+            places = np.flatnonzero(kept >= kept.max() + np.float32(math.log(options.min_p)))
+            tokens = places if tokens is None else tokens[places]
         return tokens
 
-    def _nucleus(self, logits: NDArray[np.float32], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        values = logits[tokens]
+    def _nucleus(self, values: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Where the values are that top_p leaves."""
         top = values.max()
         if not math.isfinite(top):
             _not_numbers()
         weights = np.exp(values - top)
         wanted = self.sampling.top_p * weights.sum(dtype=np.float64)
         # The nucleus is mostly small: sorting a quarter of a million tokens for it would take 30 ms.
-        for count in (_NUCLEUS_GUESS, len(tokens)):
+        for count in (_NUCLEUS_GUESS, len(values)):
             # By logit: probabilities are rounded, and logits that differ may have the same.
-            likeliest = _largest(values, count) if count < len(tokens) else np.arange(len(tokens))
+            likeliest = _largest(values, count) if count < len(values) else np.arange(len(values))
             likeliest = likeliest[np.lexsort((likeliest, -values[likeliest]))]
             sums = np.cumsum(weights[likeliest], dtype=np.float64)
             if sums[-1] >= wanted:
                 break
-        return tokens[likeliest[: int(np.searchsorted(sums, wanted)) + 1]]
+        return likeliest[: int(np.searchsorted(sums, wanted)) + 1]
+
+
+def _drawn(weights: NDArray[np.float32], share: float) -> int:
+    """Where the sum of the weights up to there, in double precision, first exceeds `share` of them all.
+
+    Summed in pieces: arrays of megabytes take longer to come by than to fill.
+    """
+
+    def sums(start: int, before: float) -> NDArray[np.float64]:
+        piece = weights[start : start + _PIECE].astype(np.float64)
+        piece[0] += before
+        return np.cumsum(piece, out=piece)
+
+    befores, total = [], 0.0
+    for start in range(0, len(weights), _PIECE):
+        befores.append(total)
+        total = float(sums(start, total)[-1])
+    wanted = share * total
+    index = bisect_right(befores, wanted) - 1
+    found = np.searchsorted(sums(index * _PIECE, befores[index]), wanted, side="right")
+    return min(index * _PIECE + int(found), len(weights) - 1)
+
+
+def _chosen(logits: NDArray[np.float32], tokens: NDArray[np.int64] | None) -> NDArray[np.float32]:
+    return logits if tokens is None else logits[tokens]
 
 
 def _largest(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Where the `count` largest values are, in ascending order of place."""
-    # If `count` rows have a maximum of at least x, there are as many values of at least x. The others need
+    """Where the `count` largest values are, in ascending order of place; of equal values the first."""
+    # If `count` columns have a maximum of at least x, there are as many values of at least x. The others need
     # not be partitioned, which saves most of the time for the top 64 of 262,144.
-    rows = values[: len(values) // 128 * 128].reshape(-1, 128).max(axis=1)
-    places = np.arange(len(values))
-    if count <= len(rows):
-        above = np.flatnonzero(values >= np.partition(rows, len(rows) - count)[len(rows) - count])
-        places = above if len(above) >= count else places  # fewer only if there are NaN
-    found = places[np.argpartition(values[places], len(places) - count)[len(places) - count :]]
-    found.sort()
+    columns = values[: len(values) // 128 * 128].reshape(128, -1).max(axis=0)
+    above = np.flatnonzero(values >= _least(columns, count)) if count <= len(columns) else np.empty(0, np.int64)
+    places = above if len(above) >= count else np.arange(len(values))  # fewer, too, if there are NaN
+    some = values[places]
+    least = _least(some, count)
+    found = places[~(some < least)]  # NaN among them
+    equal = np.flatnonzero(values[found] == least)
+    return np.delete(found, equal[len(equal) - (len(found) - count) :])
+
+
+def _least(values: NDArray[np.float32], count: int) -> np.float32:
+    """The least of the `count` largest values."""
+    found: np.float32 = np.partition(values, len(values) - count)[len(values) - count]
     return found
 
 

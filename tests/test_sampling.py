@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from briolette.compiler.errors import BrioletteError
-from briolette.engine.sampling import Sampler, Sampling, StopStrings, _largest
+from briolette.engine.sampling import _PIECE, Sampler, Sampling, StopStrings, _drawn, _largest
 
 PROBABILITIES = np.array([0.4, 0.05, 0.2, 0.1, 0.15, 0.02, 0.07, 0.01])
 LOGITS = np.log(PROBABILITIES).astype(np.float32)
@@ -137,8 +137,17 @@ def test_largest(values: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(values)))
     array = np.array(values * 5, np.float32)
     places = _largest(array, count)
-    assert len({*places.tolist()}) == count
-    assert sorted(array[places]) == sorted(array.tolist())[-count:]
+    assert places.tolist() == sorted(sorted(range(len(array)), key=lambda at: (-array[at], at))[:count])
+
+
+@given(st.integers(1, 4 * _PIECE), st.integers(0, 2**32), st.sampled_from([0.0, 0.5, 1 - 2**-53]))
+def test_drawn_goes_by_the_running_sum(count: int, seed: int, share: float) -> None:
+    """In pieces as at once, to the last bit."""
+    weights = np.random.default_rng(seed).random(count, np.float32) ** 8
+    sums = np.cumsum(weights, dtype=np.float64)
+    for wanted in (share, float(sums[count // 3] / sums[-1])):
+        found = np.searchsorted(sums, wanted * sums[-1], side="right")
+        assert _drawn(weights, wanted) == min(int(found), count - 1)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1), Sampling(temperature=1, top_p=0.5, top_k=2)])
