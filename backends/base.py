@@ -32,7 +32,7 @@ class Weights:
     forget: Callable[[str], None] = lambda name: None
 
 
-WEIGHTS = ("packed", "mapped")
+WEIGHTS = ("packed", "mixed", "mapped")
 PREFILL = ("exact", "fast")
 
 
@@ -41,8 +41,10 @@ class Options:
     """How an engine is built: `cache` is the KV element type, `context` the most positions it can hold.
 
     weights: "mapped", read where they lie in the file and multiplied in f32; or "packed", put in the order that
-    the fastest kernels want when they are loaded, and multiplied in integers. prefill: with packed weights, whether
-    the activations of a prompt are rounded to 16 bits ("exact") or to 8 ("fast"); a single token's always to 16.
+    the fastest kernels want when they are loaded, and multiplied in integers; or "mixed", packed but for experts', of
+    which a token reads a few: the file's pages of the others need not be in memory. prefill: with packed weights,
+    whether the activations of a prompt are rounded to 16 bits ("exact") or to 8 ("fast"); a single token's always to
+    16.
     """
 
     context: int

@@ -83,6 +83,11 @@ class MemoryPlan:
         return self.decoded + self.packed + self.kv_bytes + self.arena + self.scratch + self.addresses + self.logits
 
     @property
+    def beside_file(self) -> int:
+        """What has to be there for it to run at all."""
+        return self.peak - self.mapped
+
+    @property
     def peak(self) -> int:
         return self.mapped + self.allocated + self.process + self.compiling
 

@@ -22,7 +22,9 @@ from briolette.compiler.ops import CACHE_DTYPES
 from briolette.compiler.pipeline import front
 from briolette.spec import syntax
 
+from .available import available_memory
 from .backends import backend_named
+from .fitting import fitted
 from .gguf import GgufFile, open_gguf
 from .sampling import Sampler, Sampling, StopStrings
 from .tokenizer import Tokenizer
@@ -69,15 +71,17 @@ def load(
     cache, "f32", "f16" or "bf16" (by default f32 where the weights are, else f16). threads: by default one a
     core. spec: an architecture file instead of the shipped one. context: the most positions of a sequence.
     chunk: tokens a prefill step takes. weights: where the file's are quantised, "packed" puts them in the order of the
-    fastest kernels, which multiply in integers, and "mapped" reads them where they lie and multiplies in f32 (by
-    default the first, on a processor that has instructions for it). prefill: with packed weights, "exact" rounds the
-    activations of a prompt to 16 bits, "fast" to 8. Raises BrioletteError for what cannot be opened, read or compiled.
+    fastest kernels, which multiply in integers, "mixed" does so but for experts, and "mapped" reads them where they lie
+    and multiplies in f32 (by default the first that fits into memory, on a processor that has instructions for it).
+    prefill: with packed weights, "exact" rounds the activations of a prompt to 16 bits, "fast" to 8. Raises
+    BrioletteError for what cannot be opened, read or compiled, and for weights that do not fit as they are asked for.
     """
     file = open_gguf(path)
     tree = architecture(spec, file.header)
     module = front(tree, file.header)
     chosen = backend_named(backend).default_weights() if weights is None else weights
     options = options_for(file.header, module, kv, threads, context, chunk, chosen, prefill)
+    options = fitted(file, module, options, backend, available_memory(), asked=weights is not None)
     return Model(file, tree, module, backend, options)
 
 

@@ -38,8 +38,8 @@ GROUPS = {"generate": ("decode", "prefill"), "evaluate": ("all",)}
 def form_of(name: str, options: Options) -> Form:
     """What is wanted of the compiler for a program: decode, prefill or all."""
     bits = 8 if options.prefill == "fast" and name != "decode" else 16
-    how = Integers(tuple(PACKED.items()), ROWS, bits) if options.weights == "packed" else None
-    return form_named(name, options.cache, how)
+    how = Integers(tuple(PACKED.items()), ROWS, bits, experts=options.weights == "packed")
+    return form_named(name, options.cache, None if options.weights == "mapped" else how)
 
 
 def rows_of(name: str, options: Options) -> int:

@@ -24,12 +24,14 @@ class Integers:
     formats: stored formats with the columns that a weight must be a multiple of. tile: rows of activations that lie
     interleaved where many are multiplied at a time; those of one expert are gathered when it is known which they are,
     so that they are quantised one by one. bits: of an activation. Where one row
-    of them is multiplied with weights that come from memory, 16 take no longer than 8.
+    of them is multiplied with weights that come from memory, 16 take no longer than 8. experts: whether their products
+    are among them.
     """
 
     formats: tuple[tuple[str, int], ...]
     tile: int = 1
     bits: int = 8
+    experts: bool = True
 
 
 def products(how: Integers | None) -> list[Rule]:
@@ -44,12 +46,21 @@ def products(how: Integers | None) -> list[Rule]:
     @rule("integer-experts", op("expert_linear", "x", "w", "ids"))
     def experts(item: Node, found: Match) -> Node | None:
         made = _product(item, how, 1)
-        if made is None or item.shape[0] == 1:
-            return made
-        order = node("group", found["ids"], experts=found["w"].shape[0])
-        return with_args(made, (*made.args, order))
+        return made and _grouped(made)
 
-    return [linear, experts]
+    @rule("group-experts", op("expert_linear", "x", "w", "ids"))
+    def groups(item: Node, found: Match) -> Node | None:
+        return _grouped(item) if item.shape[0] != 1 else None
+
+    return [linear, experts if how.experts else groups]
+
+
+def _grouped(item: Node) -> Node:
+    """An expert's product told to take its tokens together, where there are many."""
+    if item.shape[0] == 1:
+        return item
+    x, w, ids = item.args
+    return with_args(item, (x, w, ids, node("group", ids, experts=w.shape[0])))
 
 
 def _product(item: Node, how: Integers, tile: int) -> Node | None:

@@ -43,8 +43,9 @@ Chunk = Annotated[int, typer.Option(min=1, help="Tokens a prefill step takes.", 
 Weights = Annotated[
     str | None,
     typer.Option(
-        help="packed (the fast kernels: integers, a copy in memory) or mapped (read in the file, f32). "
-        "(default: packed, where the processor has instructions for it)",
+        help="packed (the fast kernels: integers, a copy in memory), mapped (read in the file, f32), or mixed "
+        "(packed, but experts mapped). (default: packed, where the processor has instructions for it; of these the "
+        "first that fits into memory)",
         rich_help_panel=ENGINE,
         show_default=False,
     ),

@@ -12,7 +12,9 @@ from briolette.compiler.ir import Module
 from briolette.compiler.ops import CACHE_DTYPES
 from briolette.compiler.pipeline import front
 from briolette.compiler.text import layer_ranges, plain
+from briolette.engine.available import available_memory
 from briolette.engine.backends import backend_named
+from briolette.engine.fitting import fitted
 from briolette.engine.gguf import GgufFile, open_gguf
 from briolette.engine.memory import plan_memory
 from briolette.engine.model import architecture, options_for
@@ -91,6 +93,7 @@ def _program(file: GgufFile, module: Module, options: dict[str, Any]) -> dict[st
     """Kinds of layers, and the memory of a CPU engine with these options."""
     wanted = [options["kv"], None, options["context"], options["chunk"]]
     engine = options_for(file.header, module, *wanted, backend_named("cpu").default_weights())
+    engine = fitted(file, module, engine, "cpu", available_memory())
     planned = plan_memory(file, module, engine)
     values = {name: dict(entries) for name, _, entries in module.kinds}
     kinds = [

@@ -10,6 +10,7 @@ from briolette.compiler.pipeline import front
 from briolette.compiler.text import layer_ranges
 from briolette.engine.available import Available, available_memory, parsed_size
 from briolette.engine.backends import backend_named
+from briolette.engine.fitting import fitted
 from briolette.engine.gguf import open_gguf
 from briolette.engine.memory import KvMemory, MemoryPlan, Planner
 from briolette.engine.model import architecture, context_length, options_for
@@ -30,6 +31,8 @@ def plan(path: str, backend: str, memory: str | None, as_json: bool, options: di
         chosen = options["weights"] or backend_named(backend).default_weights()
         given_for = [options[name] for name in ("kv", "threads", "context", "chunk")]
         engine = options_for(file.header, module, *given_for, chosen)
+        if options["weights"] is None:
+            engine = fitted(file, module, engine, backend, given)
         planner = Planner(file, module, engine.cache, backend)
         planned = planner.plan(engine)
         limit = context_length(file.header)
@@ -77,9 +80,14 @@ def rows(planned: MemoryPlan, kept: str | None = None) -> list[list[str]]:
     options = planned.options
     type_ = options.cache if kept in (None, options.cache) else f"{kept} with the numbers of {options.cache}"
     kv = [[f"KV {kind.kind}", size(kind.bytes), _kept(kind)] for kind in planned.kv]
+    all_but = "all but the experts', " if options.weights == "mixed" else ""
     parts = [
         ("weights", planned.weights, "mapped from the file, read where used"),
-        ("packed", planned.packed, "weights in the order of the kernels, made at load; --weights mapped needs none"),
+        (
+            "packed",
+            planned.packed,
+            f"weights in the order of the kernels, {all_but}made at load; --weights mapped needs none",
+        ),
         (
             "looked up",
             planned.looked_up,
@@ -120,7 +128,7 @@ def verdict(planned: MemoryPlan, given: Available, largest: int, limit: int | No
         lines = [f"It fits into {have}; {size(given.bytes - planned.peak)} are left."]
     else:
         lines = [f"It does not fit into {have}; {size(planned.peak - given.bytes)} are missing."]
-        if planned.peak - planned.mapped <= given.bytes:
+        if planned.beside_file <= given.bytes:
             lines.append("It would still run, reading parts of the file from the disk again and again.")
     if largest == 0:
         alone = planned.weights > given.bytes

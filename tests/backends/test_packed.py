@@ -159,6 +159,25 @@ def test_experts_on_every_machine(target):
     assert np.linalg.norm(found - wanted) <= BOUND * np.linalg.norm(wanted)
 
 
+@pytest.mark.parametrize("rows", [1, 13])
+def test_experts_may_stay_in_the_file(rows):
+    """They are multiplied in f32 then, those of many tokens by expert; the others are packed."""
+    p = Program(seed=13)
+    ids = node("top", p.input("scores", rows, 5), k=2)
+    up = p.weight("up", 5, 32, 64, format="q8_0")
+    hidden = node("expert_linear", p.input("x", rows, 64), up, ids)
+    down = node("expert_linear", hidden, p.weight("down", 5, 64, 32, format="q5_1"), ids)
+    mixed = node("combine", down, node("take", p.input("scores", rows, 5), ids))
+    y = node("linear", mixed, p.weight("head", 16, 64, format="q8_0"))
+    engine = p.engine(y, 2, weights="mixed")
+    found, wanted = engine.step(range(rows), 0, "all"), p.exact(y, rows)
+    assert engine.allocated["packed"] == p.tensors["head"][1].nbytes
+    assert np.linalg.norm(found - wanted) <= 1e-3 * np.linalg.norm(wanted)
+    grouped = [n for n in topological(engine.plan("all").module.roots) if n.op == "group"]
+    assert len(grouped) == 1
+    engine.close()
+
+
 def test_a_head_that_is_the_embedding_too():
     """The table is looked up in where it lies, and multiplied with where it was packed."""
     p = Program(seed=5)

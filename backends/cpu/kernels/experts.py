@@ -49,7 +49,6 @@ class _Grouped(PackedProducts):
 
     def run(self) -> None:
         b = self.b
-        self.order = next(self.pointer[param] for param, operand, _ in self.operands if operand.role == "order")
         first, last = split(b, b.mul(self.rows, self.spec.experts), self.tid, self.threads)
 
         def pair(at: Value, carried: list[Value]) -> list[Value]:
@@ -67,10 +66,6 @@ class _Grouped(PackedProducts):
             return [b.ir.select(ends, following, start)]
 
         b.loop(first, last, 1, [first], pair)
-
-    def pair(self, at: Value) -> Value:
-        """The pair at a place of the sorted order, counted row by row."""
-        return self.b.ir.sext(self.b.load(self.order, I32, self.b.shl(at, 2), align=4), I64)
 
     def stretch(self, start: Value, count: Value) -> None:
         """Pairs start .. start + count of the sorted order, which are one expert's."""

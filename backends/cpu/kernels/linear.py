@@ -103,16 +103,25 @@ class Products:
         self.stream(zero, self.pointer[self.x], [self.pointer[w] for w in self.weights], self.out)
 
     def expert_rows(self) -> None:
-        """Every (token, expert) pair in turn; threads share the output columns of each."""
+        """Every (token, expert) pair in turn, in order of their experts where that is given; threads share the output
+        columns of each."""
         b, spec = self.b, self.spec
 
-        def pair(index: Value, _: list[Value]) -> None:
+        def pair(at: Value, _: list[Value]) -> None:
+            index = self.pair(at)
             row, expert = self.input_row(index), self.expert(index)
             x = b.at(self.pointer[self.x], b.mul(row, 4 * self.operand[self.x].place.stride))
             weights = [b.at(self.pointer[w], b.mul(expert, self.operand[w].expert_bytes)) for w in self.weights]
             self.stream(index, x, weights, b.at(self.out, b.mul(index, 4 * spec.outputs)))
 
         b.loop(0, b.mul(self.rows, spec.experts), 1, [], pair)
+
+    def pair(self, at: Value) -> Value:
+        """The (token, expert) pair to take as the `at`th, counted row by row."""
+        order = next((self.pointer[param] for param, operand, _ in self.operands if operand.role == "order"), None)
+        if order is None:
+            return at
+        return self.b.ir.sext(self.b.load(order, I32, self.b.shl(at, 2), align=4), I64)
 
     def input_row(self, pair: Value) -> Value:
         """The row of x that a (token, expert) pair multiplies."""
