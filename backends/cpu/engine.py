@@ -263,7 +263,7 @@ class _Plane:
 
 def default_weights() -> str:
     """Packed where the processor multiplies bytes in one instruction; elsewhere the kernels in f32 are as fast."""
-    return "packed" if Target.host().has("avx512vnni", "avx512bw") else "mapped"
+    return "packed" if Target.host().multiplies_bytes else "mapped"
 
 
 def compile(module: Module, weights: Weights, options: Options) -> CpuEngine:

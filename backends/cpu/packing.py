@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 
 from llvmlite import ir
 
@@ -400,20 +400,36 @@ class Unit:
 def emit_dot4(b: Build, total: Value, weights: Value, x: Value, bits: int) -> Value:
     """i32 lanes: total + the four unsigned bytes of `weights` (of so many bits) by the four signed bytes of x."""
     wide = b.vec(I32, TILE)
-    if b.target.has("avx512vnni"):
+    if b.target.has("avx512vnni") and b.lanes == TILE:
         return b.intrinsic("llvm.x86.avx512.vpdpbusd.512", wide, [total, weights, x])
-    if b.target.has("avx2") and bits < 8:  # pairs of products fit into 16 bits
-        halves = []
-        for first in (0, 8):
-            w, a = (b.bits(b.slice(v, first, 8), b.vec(I8, 32)) for v in (weights, x))
-            pairs = b.intrinsic("llvm.x86.avx2.pmadd.ub.sw", b.vec(I16, 16), [w, a])
-            ones = b.const(b.vec(I16, 16), 1)
-            halves.append(b.intrinsic("llvm.x86.avx2.pmadd.wd", b.vec(I32, 8), [pairs, ones]))
-        return b.add(total, b.shuffle(halves[0], range(16), halves[1]))
+    if b.target.has("avx2"):
+        dot = _dot4_vnni if b.target.multiplies_bytes else partial(_dot4_avx2, bits=bits)
+        halves = [dot(b, *(b.slice(v, first, 8) for v in (total, weights, x))) for first in (0, 8)]
+        return b.shuffle(halves[0], range(16), halves[1])
     for place in range(4):
         w = b.bit_and(b.shr(weights, 8 * place), 0xFF)
         a = b.ir.ashr(b.shl(x, 24 - 8 * place), b.const(wide, 24))
         total = b.add(total, b.mul(w, a))
+    return total
+
+
+def _dot4_vnni(b: Build, total: Value, weights: Value, x: Value) -> Value:
+    """The same of eight lanes, in one instruction."""
+    return b.intrinsic("llvm.x86.avx512.vpdpbusd.256", b.vec(I32, 8), [total, weights, x])
+
+
+def _dot4_avx2(b: Build, total: Value, weights: Value, x: Value, bits: int) -> Value:
+    """The same of eight lanes. Two products are added in 16 bits first, which those of whole bytes would not fit into:
+    these are multiplied by halves."""
+    bytes_of, pairs_of = b.vec(I8, 32), b.vec(I16, 16)
+    signed = b.bits(x, bytes_of)
+    halves = [(weights, 1)]
+    if bits == 8:
+        halves = [(b.bit_and(weights, 0x0F * BYTES), 1), (b.bit_and(b.shr(weights, 4), 0x0F * BYTES), 16)]
+    for half, factor in halves:
+        pairs = b.intrinsic("llvm.x86.avx2.pmadd.ub.sw", pairs_of, [b.bits(half, bytes_of), signed])
+        fours = b.intrinsic("llvm.x86.avx2.pmadd.wd", b.vec(I32, 8), [pairs, b.const(pairs_of, factor)])
+        total = b.add(total, fours)
     return total
 
 

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llvmlite import ir
 from programs import ARM, BLOCKS, FEW, HOST, PLAIN, RUNNABLE, Program, T, undefined
 
 from briolette.backends import formats
 from briolette.backends.base import Options, Weights
 from briolette.backends.cpu import jit
+from briolette.backends.cpu.build import Target
 from briolette.backends.cpu.emit import Emitter, layout_of
 from briolette.backends.cpu.engine import CpuEngine
-from briolette.backends.cpu.kernels.packed import ROWS
+from briolette.backends.cpu.kernels.packed import ROWS, emit_inner
 from briolette.backends.cpu.memory import form_of
 from briolette.backends.cpu.pack import Packed
 from briolette.backends.cpu.packing import PACKED, TILE, packing
@@ -33,7 +36,7 @@ from briolette.compiler.text import parse_module, print_module
 
 BOUND = 1e-6
 PACKING = Options(context=64, weights="packed")
-MACHINES = {**FEW, **({"avx2": RUNNABLE["avx2"]} if "avx2" in RUNNABLE else {})}
+MACHINES = FEW | {name: RUNNABLE[name] for name in ("avx2", "8 lanes") if name in RUNNABLE}
 
 
 def quantised(p: Program, output: Node, rows: int, bits: int = 16) -> np.ndarray:
@@ -56,7 +59,7 @@ def size(p: Program, x: str, w: str, rows: int) -> np.ndarray:
 
 
 # Between them every way of reading a field; on other machines, the rest is the same code.
-DIFFERENT = {"avx2": ("q5_0", "q8_0", "q4_k", "iq4_nl"), "sse2": ("q5_0", "iq4_nl")}
+DIFFERENT = {"avx2": ("q5_0", "q8_0", "q4_k", "iq4_nl"), "8 lanes": ("q8_0", "q4_k"), "sse2": ("q5_0", "iq4_nl")}
 PAIRS = [(f, m) for m in MACHINES for f in DIFFERENT.get(m, BLOCKS)]
 
 
@@ -287,6 +290,17 @@ def test_code_for_other_machines_is_whole(format, target):
         emitter.program(name, plan, layout_of(list(plans.values())))
     assert undefined(jit.compile_object(emitter.module, target)) <= {"sched_yield", "memcpy", "memset", "memmove"}
     engine.close()
+
+
+def test_laptops_without_avx512_multiply_bytes_in_one_instruction():
+    target = Target(PLAIN.triple, "alderlake", "+avx2,+fma,+f16c,+avxvnni", 8)
+    module = ir.Module()
+    module.triple = target.triple
+    emit_inner(module, target, packing("q8_0"), 1, 16, 128).linkage = "external"
+    code = target.machine().emit_assembly(llvm.parse_assembly(str(module)))
+    assert code.count("vpdpbusd") == 2 * 2 * 2 * 8  # planes of bytes, halves of 16 rows, blocks of a unit, words
+    assert "zmm" not in code
+    assert target.multiplies_bytes
 
 
 def test_the_program_says_it():
