@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -174,6 +174,21 @@ class CpuEngine:
         """Whether every ring still holds the window before `to`, with `end` positions written."""
         rings = {(p.of.window, p.capacity) for p in self.planes.values() if p.of.window is not None}
         return to <= end and all(self.oldest.get(capacity, 0) <= max(0, to - window + 1) for window, capacity in rings)
+
+    def checkpoint(self) -> Callable[[], None]:
+        """What the rings hold now, to be put back by calling the result: after steps that went on from here, the next
+        may start here again. Only while the context has been neither rewound nor used for something else."""
+        with self.team.mine():
+            rings = [p for p in self.planes.values() if p.capacity < self.options.context]
+            kept, oldest = [(ring.memory, ring.memory.copy()) for ring in rings], dict(self.oldest)
+
+        def restore() -> None:
+            with self.team.mine():
+                for memory, content in kept:
+                    memory[:] = content
+                self.oldest = dict(oldest)
+
+        return restore
 
     def _run(
         self, group: str, program: str, ids: NDArray[np.int32], start: int, to: F32Array | None = None

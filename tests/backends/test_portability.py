@@ -9,7 +9,7 @@ import pytest
 from programs import ARM, PLAIN, RUNNABLE, undefined
 
 from briolette.backends.base import Options, Weights
-from briolette.backends.cpu import jit
+from briolette.backends.cpu import ceilings, jit
 from briolette.backends.cpu.emit import Emitter, layout_of
 from briolette.backends.cpu.engine import GROUPS, CpuEngine
 from briolette.compiler.pipeline import front
@@ -59,3 +59,16 @@ def test_whole_models_as_older_machines(name, machine):
         found, wanted = np.concatenate([first, *rest]), wanted[9:]
     assert np.linalg.norm(found - wanted) <= 1e-5 * np.linalg.norm(wanted)
     engine.close()
+
+
+@pytest.mark.parametrize("target", [ARM, PLAIN], ids=["aarch64", "x86-64"])
+def test_ceilings_for_other_machines(target):
+    assert undefined(ceilings.code(target)) == set()
+
+
+@pytest.mark.parametrize("machine", RUNNABLE)
+def test_ceilings_as_older_machines(machine, monkeypatch):
+    for name, value in {"LEAST": 8 << 20, "CACHES": 0, "SECONDS": 0.001}.items():
+        monkeypatch.setattr(ceilings, name, value)
+    found = ceilings.measure(1, RUNNABLE[machine])
+    assert min(found.read, found.integers, found.floats) > 1e6

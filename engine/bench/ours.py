@@ -1,0 +1,77 @@
+"""This package's own engine as a subject of measurements."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import cast
+
+from briolette.backends.cpu.engine import CpuEngine
+from briolette.backends.cpu.memory import GROUPS, rows_of
+from briolette.engine.model import Model
+
+from .measure import Case
+from .work import Work, Works
+
+GROUP = {program: group for group, programs in GROUPS.items() for program in programs}
+IDS = 1000  # different tokens that are used: rows of the tables that are looked up in
+
+
+def tokens(count: int, start: int, ids: int) -> list[int]:
+    """Token ids for positions start, start + 1, …: any will do, for speed does not depend on them."""
+    return [(start + i) % min(ids, IDS) for i in range(count)]
+
+
+class Briolette:
+    """A loaded model."""
+
+    def __init__(self, model: Model, name: str = "briolette"):
+        self.model, self.name, self.threads = model, name, model.options.threads
+        self.engine = cast(CpuEngine, model.engine)
+        self.restore: Callable[[], None] = lambda: None
+        self.works: dict[str, Works] = {}
+
+    def prepare(self, cases: Iterable[Case]) -> None:
+        """Compiles what the cases run, and packs the weights."""
+        for group in dict.fromkeys(GROUP[self.steps(case)[0]] for case in cases):
+            self.engine.group(group)
+
+    def fill(self, depth: int) -> None:
+        """See `measure.Subject`."""
+        if depth:
+            self.engine.step(self.tokens(depth, 0), 0)
+        self.restore = self.engine.checkpoint()
+
+    def run(self, case: Case) -> float:
+        """See `measure.Subject`."""
+        ids, step = self.tokens(case.tokens, case.depth), self.engine.step
+        begin = time.perf_counter()
+        if case.kind == "prefill":
+            step(ids, case.depth, case.logits)
+        else:
+            for i, token in enumerate(ids):
+                step([token], case.depth + i)
+        seconds = time.perf_counter() - begin
+        self.restore()
+        return seconds
+
+    def work(self, case: Case) -> Work:
+        """See `measure.Subject`."""
+        program, steps = self.steps(case)
+        if program not in self.works:
+            self.works[program] = Works(self.engine.group(GROUP[program]).plans[program].module)
+        return sum((self.works[program].of_step(*step) for step in steps), Work())
+
+    def steps(self, case: Case) -> tuple[str, list[tuple[int, int]]]:
+        """The program that a case runs, and each step's tokens and first position."""
+        if case.kind == "decode" or case.tokens == 1:
+            return "decode", [(1, case.depth + case.tokens // 2)] * case.tokens  # all as the one in the middle
+        program = "all" if case.logits == "all" else "prefill"
+        rows, end = rows_of(program, self.model.options), case.depth + case.tokens
+        return program, [(min(rows, end - at), at) for at in range(case.depth, end, rows)]
+
+    def tokens(self, count: int, start: int) -> list[int]:
+        return tokens(count, start, self.engine.token_ids)
+
+    def close(self) -> None:
+        self.model.close()

@@ -1,0 +1,66 @@
+"""How `bench` is called."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .app import app
+from .options import ENGINE, Chunk, Json, Path_, Spec, Weights
+
+WHAT = "What is measured"
+
+
+def _list(name: str, help: str, *more: str) -> typer.models.OptionInfo:
+    """An option that takes numbers with commas between them, and may be given several times."""
+    return typer.Option(name, *more, metavar="LIST", help=help, rich_help_panel=WHAT)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "briolette bench model.gguf\n\n"
+    "briolette bench model.gguf --prompt 512 --generate 64 --depth 0,4096 --threads 1,2\n\n"
+    "briolette bench model.gguf --prefill exact,fast --json"
+)
+def bench(
+    model: Path_,
+    prompt: Annotated[list[str], _list("--prompt", "Tokens of a prompt; 0 leaves prompts out.", "-p")] = ["512"],  # noqa: B006
+    generate: Annotated[list[str], _list("--generate", "Tokens made one by one; 0 leaves them out.", "-n")] = ["64"],  # noqa: B006
+    depth: Annotated[list[str], _list("--depth", "Positions already in the cache, filled by a prefill.", "-d")] = ["0"],  # noqa: B006
+    threads: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LIST", help="Threads. (default: one a core)", rich_help_panel=WHAT, show_default=False),
+    ] = None,
+    prefill: Annotated[
+        list[str], _list("--prefill", "With packed weights, the activations of a prompt: exact, fast.")
+    ] = ["exact"],  # noqa: B006
+    logits: Annotated[list[str], _list("--logits", "Of a prompt, those that are wanted: last, all.")] = ["last"],  # noqa: B006
+    repetitions: Annotated[
+        int, typer.Option("--repetitions", "-r", min=1, help="Runs that count, after one to warm up.")
+    ] = 5,
+    as_json: Json = False,
+    kv: Annotated[
+        str | None,
+        typer.Option(
+            "--kv",
+            "--kv-type",
+            help="Element type of the KV cache: f32, f16 or bf16. (default: f16, but f32 where the weights are)",
+            rich_help_panel=ENGINE,
+            show_default=False,
+        ),
+    ] = None,
+    weights: Weights = None,
+    chunk: Chunk = 256,
+    spec: Spec = None,
+) -> None:
+    """Measures prefill and decode, beside what this machine could do at most."""
+    from ..commands.bench import Wanted
+    from ..commands.bench import bench as command
+
+    command(
+        model,
+        Wanted.read(prompt, generate, depth, threads, prefill, logits, repetitions),
+        {"kv": kv, "weights": weights, "chunk": chunk, "spec": spec},
+        as_json,
+    )

@@ -1,0 +1,189 @@
+"""`briolette bench`: what it counts and tells; how fast anything is, no test says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import briolette
+from briolette.backends.cpu import ceilings
+from briolette.backends.cpu.ceilings import Ceilings
+from briolette.engine.bench.measure import Case, measure
+from briolette.engine.bench.ours import Briolette
+from briolette.engine.bench.work import Work
+from briolette.engine.cli import app
+
+MODELS = Path(__file__).resolve().parents[1] / "oracle" / "models"
+E2B, MOE = MODELS / "gemma4_e2b.gguf", MODELS / "gemma4_moe.gguf"
+MOST = 1.5  # of a ceiling: what a noisy machine may seem to reach
+
+
+def called(*args: object, code: int = 0) -> str:
+    """What `briolette bench` prints; on stderr where it is a mistake."""
+    found = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["bench", *map(str, args)], prog_name="briolette")
+    assert found.exit_code == code, found.output
+    return found.stderr if code else found.stdout
+
+
+@pytest.fixture(autouse=True)
+def little_memory(monkeypatch):
+    """Ceilings are measured on less memory and in less time: their height does not matter here."""
+    monkeypatch.setattr(ceilings, "LEAST", 8 << 20)
+    monkeypatch.setattr(ceilings, "CACHES", 0)
+    monkeypatch.setattr(ceilings, "SECONDS", 0.001)
+
+
+# --- ceilings ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ceilings_are_measured(threads):
+    found = ceilings.measure(threads)
+    assert found.threads == threads
+    assert min(found.read, found.integers, found.floats) > 1e6
+
+
+def test_the_better_of_two_measurements_counts():
+    assert Ceilings(2, 5, 6, 7).best(Ceilings(2, 9, 1, 8)) == Ceilings(2, 9, 6, 8)
+
+
+# --- turns ------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """A subject that takes no time and writes down what it is asked."""
+
+    threads = 1
+
+    def __init__(self, name: str, log: list[str]):
+        self.name, self.log, self.runs = name, log, 0
+
+    def fill(self, depth: int) -> None:
+        self.log.append(f"{self.name} fills {depth}")
+
+    def run(self, test: Case) -> float:
+        self.log.append(f"{self.name} {test}")
+        self.runs += 1
+        return float(self.runs)
+
+    def work(self, test: Case) -> Work | None:
+        return None
+
+
+def test_engines_take_turns_and_the_first_run_does_not_count():
+    log: list[str] = []
+    steps: list[tuple[int, int]] = []
+    tests = [Case("prefill", 8, 0), Case("decode", 2, 0), Case("decode", 2, 16)]
+    a, b = Counted("a", log), Counted("b", log)
+    found = measure([(a, tests), (b, tests[:1])], 2, lambda done, wanted: steps.append((done, wanted)))
+    turn = ["a prefill 8", "b prefill 8", "a decode 2"]
+    assert log == ["a fills 0", "b fills 0", *turn * 3, "a fills 16", *["a decode 2"] * 3]
+    assert steps == [(i + 1, 12) for i in range(12)]
+    assert [one.seconds for one in found] == [[3.0, 5.0], [2.0, 3.0], [4.0, 6.0], [8.0, 9.0]]
+    assert found[0].rates == [8 / 3, 8 / 5]
+
+
+# --- what is run ------------------------------------------------------------------------------------
+
+
+def test_a_depth_is_what_the_cache_holds_in_every_run():
+    """Rings forget what a test overwrites, and have it again for the next."""
+    model = briolette.load(E2B, threads=2, context=256, chunk=16, weights="mapped")
+    subject = Briolette(model)
+    subject.fill(100)
+    expected = model.engine.step(subject.tokens(3, 100), 100).copy()
+    for test in (Case("prefill", 90, 100), Case("decode", 40, 100), Case("prefill", 60, 100, "all")):
+        subject.restore()
+        subject.run(test)
+        assert model.engine.rewindable(100, 100)
+        assert np.array_equal(model.engine.step(subject.tokens(3, 100), 100), expected)
+    model.close()
+
+
+def test_the_work_of_a_test_is_that_of_its_steps():
+    model = briolette.load(E2B, threads=1, context=256, chunk=16, weights="mapped")
+    subject = Briolette(model)
+    program, steps = subject.steps(Case("prefill", 40, 8))
+    assert (program, steps) == ("prefill", [(16, 8), (16, 24), (8, 40)])
+    assert subject.steps(Case("prefill", 40, 0, "all"))[0] == "all"
+    once, twice = (subject.work(Case("decode", n, 32)) for n in (1, 2))
+    assert twice.bytes == pytest.approx(2 * once.bytes, rel=0.01)
+    deep = subject.work(Case("decode", 1, 64))
+    assert deep.bytes > once.bytes  # a longer cache is read
+    weights = sum(
+        len(model.file.tensor_bytes(t.name)) for t in model.module.tensors if t.name != "per_layer_token_embd.weight"
+    )
+    assert weights < once.bytes < 1.3 * weights  # the head is the table that tokens are looked up in
+    assert once.integers == 0  # mapped weights are multiplied in f32
+    model.close()
+
+
+@pytest.mark.parametrize(("prefill", "bits"), [("exact", 16), ("fast", 8)])
+def test_activations_of_16_bits_are_multiplied_twice(prefill, bits, gemma3_path):
+    model = briolette.load(gemma3_path, threads=1, context=64, weights="packed", prefill=prefill)
+    work = Briolette(model).work(Case("prefill", 32))
+    assert work.integers * 8 / bits + work.floats == pytest.approx(work.macs)
+    assert work.floats < 0.02 * work.macs
+    model.close()
+
+
+# --- the command ------------------------------------------------------------------------------------
+
+SIZES = ("--prompt", 24, "--generate", 4, "--repetitions", 2)
+
+
+@pytest.mark.parametrize("model", [E2B, MOE], ids=["e2b", "moe"])
+def test_json_has_every_combination_with_shares_of_the_ceilings(model):
+    found = json.loads(called(model, *SIZES, "--depth", "0,32", "--threads", "1,2", "--logits", "last,all", "--json"))
+    assert {"machine", "versions", "model", "options", "repetitions", "ceilings", "results"} == set(found)
+    assert [one["threads"] for one in found["ceilings"]] == [1, 2]
+    cases = {(r["threads"], r["depth"], r["test"], r["tokens"], r["logits"]) for r in found["results"]}
+    wanted = [("prefill", 24, "last"), ("prefill", 24, "all"), ("decode", 4, "last")]
+    assert cases == {(t, d, *test) for t in (1, 2) for d in (0, 32) for test in wanted}
+    assert len(found["results"]) == len(cases)
+    for one in found["results"]:
+        assert len(one["seconds"]) == 2
+        assert 0 < one["lowest"] <= one["rate"] <= one["highest"]
+        assert 0 < one["read_share"] < MOST
+        assert 0 < one["arithmetic_share"] < MOST
+        assert one["bytes_per_token"] > 0 < one["macs_per_token"]
+
+
+def test_both_kinds_of_prefill_are_measured_and_decoding_once():
+    found = json.loads(called(E2B, *SIZES, "--prefill", "exact,fast", "--threads", 1, "--json"))["results"]
+    assert [(r["engine"], r["test"]) for r in found] == [
+        ("briolette", "prefill"),
+        ("briolette, fast prefill", "prefill"),
+        ("briolette", "decode"),
+    ]
+
+
+def test_the_table_has_a_row_for_each_test():
+    lines = called(E2B, *SIZES, "--threads", 2, "--prompt", "8,16").splitlines()
+    assert sum(line.startswith(("  prefill ", "  decode ")) for line in lines) == 4
+    assert sum("GB/s" in line and "%" in line for line in lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--prompt", "many"), "--prompt takes numbers"),
+        (("--depth", "-1"), "--depth takes numbers"),
+        (("--threads", "1,x"), "--threads takes numbers"),
+        (("--threads", "0"), "from 1 to"),
+        (("--prompt", 0, "--generate", 0), "nothing to measure"),
+        (("--prefill", "quick"), "--prefill takes exact or fast, not 'quick'"),
+        (("--logits", "some"), "--logits takes last or all"),
+        (("--kv", "q9"), "no KV cache type"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(given, told):
+    assert told in called(E2B, *given, code=2)
+
+
+def test_a_missing_model_is_told(tmp_path):
+    assert "there is no such file" in called(tmp_path / "none.gguf", code=2)
