@@ -18,9 +18,11 @@ from briolette.compiler.views import heads_lie_together, view_of
 from .build import I64, PTR, VOID, Build, Target, Value
 from .kernels import Place, experts, linear, packed, rows, small
 from .kernels.attend import Attend, emit_attend, scratch_bytes
+from .profile import Marks, emit_clock
 from .runtime_ir import FIELDS, emit_barrier
 
 PAGE = 4096
+OF_OTHERS = ("barrier", "generation", "entry", "profile")  # fields of the context that programs do not read
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,16 @@ def planes_of(plan: Plan) -> list[Plane]:
 
 
 class Emitter:
-    """Emits programs into one module; equal kernels are shared among them."""
+    """Emits programs into one module; equal kernels are shared among them. `profiled` programs take their time."""
 
-    def __init__(self, target: Target):
-        self.target = target
+    def __init__(self, target: Target, profiled: bool = False):
+        self.target, self.profiled = target, profiled
         self.module = ir.Module()
         self.module.triple = target.triple
         self.kernels: dict[str, ir.Function] = {}
         self.barrier = emit_barrier(self.module, target)
+        if profiled:
+            emit_clock(self.module, target)
 
     def program(self, name: str, plan: Plan, layout: Layout) -> None:
         """`void name(ptr context, i64 tid)`: one step, run by every thread."""
@@ -124,7 +128,8 @@ class _Program:
         function = ir.Function(self.module, ir.FunctionType(VOID, [PTR, I64]), name)
         self.b = Build(ir.IRBuilder(function.append_basic_block("entry")), self.target)
         self.context, self.tid = function.args
-        self.fields = {name: self.load_field(name) for name in FIELDS if name not in ("barrier", "generation", "entry")}
+        self.fields = {name: self.load_field(name) for name in FIELDS if name not in OF_OTHERS}
+        self.marks = Marks(self.b, self.load_field("profile"), self.tid, plan) if emitter.profiled else None
 
     def load_field(self, name: str) -> Value:
         ty = PTR if FIELDS[name].pointer else I64
@@ -135,17 +140,21 @@ class _Program:
         scratch = b.mul(self.tid, self.fields["scratch_stride"])
         self.scratch = b.at(self.fields["scratch"], scratch)
         wave, turn = 0, 0
-        for step in self.plan.steps:
+        for index, step in enumerate(self.plan.steps):
             if step.wave != wave:
-                self.meet()
+                self.meet(wave)
                 wave, turn = step.wave, 0
             self.step(step.node, turn)
+            if self.marks:
+                self.marks.kernel(index)
             turn += 1
-        self.meet()
+        self.meet(wave)
         b.ir.ret_void()
 
-    def meet(self) -> None:
+    def meet(self, wave: int) -> None:
         self.b.ir.call(self.emitter.barrier, [self.context])
+        if self.marks:
+            self.marks.barrier(wave)
 
     # --- operands -----------------------------------------------------------------------------------
 

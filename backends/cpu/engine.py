@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,7 @@ from .memory import (
     scratch_bytes,
 )
 from .pack import Packed, aligned, whole
+from .profile import Clock, Profile
 from .runtime_ir import CONTEXT_BYTES, emit_start, emit_worker
 from .support import kernels
 from .threads import Team
@@ -46,10 +48,11 @@ ops = frozenset(kernels())
 class _Group:
     """Programs in one object file, and the tables and memory they are given."""
 
-    def __init__(self, plans: dict[str, Plan], engine: CpuEngine):
-        self.plans, target = plans, engine.target
+    def __init__(self, plans: dict[str, Plan], engine: CpuEngine, profiled: bool = False):
+        self.plans, self.profiled, target = plans, profiled, engine.target
         self.layout = layout_of(list(plans.values()))
-        key = object_key(target, [f"{p.rows}\n{print_module(p.module)}" for p in plans.values()])
+        parts = [f"{p.rows}\n{print_module(p.module)}" for p in plans.values()]
+        key = object_key(target, ["profiled", *parts] if profiled else parts)
         self.library = Library(cached_object(key, lambda: self.compile(target)), target)
         self.addresses = {name: self.library.address(name) for name in plans}
         self.results = {name: view_of(plan.module.outputs[0]) for name, plan in plans.items()}
@@ -77,7 +80,7 @@ class _Group:
         return found
 
     def compile(self, target: Target) -> bytes:
-        emitter = Emitter(target)
+        emitter = Emitter(target, self.profiled)
         for name, planned in self.plans.items():
             emitter.program(name, planned, self.layout)
         return compile_object(emitter.module, target)
@@ -104,6 +107,8 @@ class CpuEngine:
         self.kept: list[NDArray[np.uint8]] = []  # the mapped tensors that native code points into
         self.tables: list[NDArray[np.generic]] = []  # addresses and capacities of planes
         self.groups: dict[str, _Group] = {}
+        self.profiled_groups: dict[str, _Group] = {}
+        self.profiles: dict[str, Profile] | None = None  # by program, while they are taken
         self.vocabulary, self.token_ids = vocabulary_of(module), token_ids(module)
         runtime = Library(cached_object(object_key(self.target, ["runtime"]), self._compile_runtime), self.target)
         entries = runtime.address("worker"), runtime.address("start")
@@ -113,7 +118,7 @@ class CpuEngine:
     @property
     def allocated(self) -> dict[str, int]:
         """See `base.Engine.allocated`."""
-        groups = self.groups.values()
+        groups = [*self.groups.values(), *self.profiled_groups.values()]
         tables = sum(group.weights.nbytes for group in groups) + sum(table.nbytes for table in self.tables)
         return {
             "decoded": sum(array.nbytes for array in self.decoded.values()),
@@ -220,17 +225,37 @@ class CpuEngine:
             "out": out.ctypes.data,
             "rows": len(ids),
         }
+        if self.profiles is not None and loaded.profiled:
+            taken = self.profiles.setdefault(program, Profile(loaded.plans[program], self.options.threads))
+            taken.steps += 1
+            fields["profile"] = taken.table.ctypes.data
         self.team.run(loaded.addresses[program], fields)
         return out
+
+    @contextmanager
+    def profiling(self, group: str = "generate") -> Iterator[dict[str, Profile]]:
+        """Within, steps run programs that take the time of each kernel; those of a group are compiled before it begins.
+        What each program took, by its name, is there when it is over. One at a time, and one thread's steps."""
+        self.profiles = {}
+        try:
+            clock = Clock(self.group(group).library)
+            yield self.profiles
+            tick = clock.tick()
+            for taken in self.profiles.values():
+                taken.finish(tick)
+        finally:
+            self.profiles = None
 
     # --- programs and memory ------------------------------------------------------------------------
 
     def group(self, name: str) -> _Group:
         """Programs of a group, compiled and given their memory on first use."""
-        if name not in self.groups:
-            self.groups[name] = _Group({form: self.plan(form) for form in GROUPS[name]}, self)
-            self.team.keep.append(self.groups[name].library)
-        return self.groups[name]
+        profiled = self.profiles is not None
+        groups = self.profiled_groups if profiled else self.groups
+        if name not in groups:
+            groups[name] = _Group({form: self.plan(form) for form in GROUPS[name]}, self, profiled)
+            self.team.keep.append(groups[name].library)
+        return groups[name]
 
     def plan(self, form: str) -> Plan:
         """The planned program of a form: decode, prefill or all."""

@@ -31,6 +31,7 @@ FIELDS = {
     "scratch_stride": Field(72),  # bytes between the scratch of two threads
     "threads": Field(80),
     "entry": Field(88, True),  # the program that this generation runs
+    "profile": Field(96, True),  # i64: slots of time, see profile.py; of profiled programs alone
     "arrived": Field(128),
     "barrier": Field(192),  # counts barriers passed
     "generation": Field(256),  # counts steps started

@@ -33,8 +33,12 @@ class Briolette:
 
     def prepare(self, cases: Iterable[Case]) -> None:
         """Compiles what the cases run, and packs the weights."""
-        for group in dict.fromkeys(GROUP[self.steps(case)[0]] for case in cases):
+        for group in dict.fromkeys(map(self.group, cases)):
             self.engine.group(group)
+
+    def group(self, case: Case) -> str:
+        """The group of programs that a case runs one of."""
+        return GROUP[self.steps(case)[0]]
 
     def fill(self, depth: int) -> None:
         """See `measure.Subject`."""
@@ -58,9 +62,13 @@ class Briolette:
     def work(self, case: Case) -> Work:
         """See `measure.Subject`."""
         program, steps = self.steps(case)
+        return sum((self.counted(program).of_step(*step) for step in steps), Work())
+
+    def counted(self, program: str) -> Works:
+        """The work of a program's steps."""
         if program not in self.works:
             self.works[program] = Works(self.engine.group(GROUP[program]).plans[program].module)
-        return sum((self.works[program].of_step(*step) for step in steps), Work())
+        return self.works[program]
 
     def steps(self, case: Case) -> tuple[str, list[tuple[int, int]]]:
         """The program that a case runs, and each step's tokens and first position."""

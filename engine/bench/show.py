@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from briolette.backends.cpu.ceilings import Ceilings
+from briolette.engine.words import many
 
-from .measure import Result
+from .measure import Case, Result
+from .profile import Part, Spent
+from .work import Work
 
 HEAD = ["test", "depth", "threads", "tok/s", "(lowest to highest)", "read", "of ceiling", "multiplied", "of ceiling"]
+PROFILE_HEAD = ["block", "kernel", "calls", "ms/token", "share", "read", "of ceiling", "multiplied", "of ceiling"]
 SHARES = """\
 Read: bytes of weights and KV cache that the tokens have to read, a second, and their share of what this machine can
 read. Multiplied: multiply-adds of the model, and the share of the time that the processor needs for them at its best
@@ -21,7 +25,7 @@ def ceiling_lines(limits: Sequence[Ceilings]) -> list[list[str]]:
     rows = [["at most", "read", "multiply-adds of bytes", "of floats"]]
     for one in limits:
         rates = (f"{one.read / 1e9:.1f} GB/s", f"{one.integers / 1e9:.0f} G/s", f"{one.floats / 1e9:.0f} G/s")
-        rows.append([f"{one.threads} thread{'s' * (one.threads != 1)}", *rates])
+        rows.append([many(one.threads, "thread"), *rates])
     return rows
 
 
@@ -57,23 +61,27 @@ def result_rows(results: Sequence[Result], limits: Mapping[int, Ceilings]) -> li
         spread = f"({min(one.rates):.1f} to {max(one.rates):.1f})"
         row = [what, f"{one.case.depth}", f"{one.threads}", f"{one.median:.1f}", spread]
         told = shares(one, limits[one.threads])
-        if told:
-            row += [f"{told['read_gb_s']:.1f} GB/s", f"{told['read_share']:.0%}"]
-            row += [f"{told['gmac_s']:.1f} GMAC/s", f"{told['arithmetic_share']:.0%}"]
-        rows.append(row + [""] * (len(HEAD) - len(row)))
+        rows.append([*row, *(_rates(told) if told else [""] * 4)])
     return rows
+
+
+def _rates(told: Mapping[str, float]) -> list[str]:
+    read, multiplied = f"{told['read_gb_s']:.1f} GB/s", f"{told['gmac_s']:.1f} GMAC/s"
+    return [read, f"{told['read_share']:.0%}", multiplied, f"{told['arithmetic_share']:.0%}"]
 
 
 def shares(one: Result, limit: Ceilings) -> dict[str, float]:
     """Rates by the work that there was, and the shares of the machine's ceilings; nothing where it is not known."""
-    if one.work is None:
-        return {}
-    seconds = one.case.tokens / one.median
+    return {} if one.work is None else rates(one.work, one.case.tokens / one.median, limit)
+
+
+def rates(work: Work, seconds: float, limit: Ceilings) -> dict[str, float]:
+    """What the work comes to in so many seconds."""
     return {
-        "read_gb_s": one.work.bytes / seconds / 1e9,
-        "read_share": one.work.read_seconds(limit) / seconds,
-        "gmac_s": one.work.macs / seconds / 1e9,
-        "arithmetic_share": one.work.arithmetic_seconds(limit) / seconds,
+        "read_gb_s": work.bytes / seconds / 1e9,
+        "read_share": work.read_seconds(limit) / seconds,
+        "gmac_s": work.macs / seconds / 1e9,
+        "arithmetic_share": work.arithmetic_seconds(limit) / seconds,
     }
 
 
@@ -81,10 +89,7 @@ def result_json_of(one: Result, limit: Ceilings) -> dict[str, Any]:
     """A result as plain values; docs/cli.md says what each is."""
     found: dict[str, Any] = {
         "engine": one.subject,
-        "test": one.case.kind,
-        "tokens": one.case.tokens,
-        "logits": one.case.logits,
-        "depth": one.case.depth,
+        **case_json(one.case),
         "threads": one.threads,
         "seconds": [round(seconds, 6) for seconds in one.seconds],
         "rate": round(one.median, 3),
@@ -95,3 +100,64 @@ def result_json_of(one: Result, limit: Ceilings) -> dict[str, Any]:
         found["bytes_per_token"] = round(one.work.bytes / one.case.tokens)
         found["macs_per_token"] = round(one.work.macs / one.case.tokens)
     return found | {name: round(value, 4) for name, value in shares(one, limit).items()}
+
+
+LEAST_SHARE = 0.004  # of the time: what takes less is told as one
+
+
+def profile_rows(spent: Spent, limit: Ceilings) -> list[list[str]]:
+    """Where the time of a case went, the longest first."""
+    shown = [part for part in spent.parts if part.mean >= LEAST_SHARE * spent.seconds]
+    rest = spent.parts[len(shown) :]
+    rows = [PROFILE_HEAD, *(_part_row(part, spent, limit) for part in shown)]
+    few = (
+        [(f"{len(rest)} kinds more", sum(part.calls for part in rest), sum(part.mean for part in rest))] if rest else []
+    )
+    for what, calls, seconds in (*few, ("waiting at barriers", "", spent.waiting), ("Python", "", spent.outside)):
+        rows.append(["", what, f"{calls}", *_times(seconds, spent), "", "", "", ""])
+    return [*rows, ["", "in all", "", *_times(spent.seconds, spent), "", "", "", ""]]
+
+
+def _part_row(part: Part, spent: Spent, limit: Ceilings) -> list[str]:
+    told = _rates(rates(part.work, part.slowest, limit))
+    if not part.work.bytes:  # values between kernels, which are in caches, are not counted
+        told = ["", "", *told[2:]] if part.work.macs > part.slowest * limit.floats / 100 else [""] * 4
+    return [part.block, part.kernel, f"{part.calls}", *_times(part.mean, spent), *told]
+
+
+def _times(seconds: float, spent: Spent) -> list[str]:
+    return [f"{1e3 * seconds / spent.case.tokens:.3f}", f"{seconds / spent.seconds:.1%}"]
+
+
+def profile_title(spent: Spent) -> str:
+    """What a profile is of, in a line."""
+    each = f"{1e3 * spent.seconds / spent.case.tokens:.2f} ms a token"
+    return f"{spent.case} at depth {spent.case.depth}, {many(spent.threads, 'thread')}: {each}, clocks included"
+
+
+def profile_json(spent: Spent, limit: Ceilings) -> dict[str, Any]:
+    """A profile as plain values; docs/cli.md says what each is."""
+
+    def times(seconds: float) -> dict[str, float]:
+        share = seconds / spent.seconds
+        return {"ms_per_token": round(1e3 * seconds / spent.case.tokens, 6), "share": round(share, 6)}
+
+    parts = [
+        {"block": part.block, "kernel": part.kernel, "calls": part.calls, "lines": sorted(part.lines)}
+        | times(part.mean)
+        | {"bytes_per_token": round(part.work.bytes / spent.case.tokens)}
+        | {name: round(value, 4) for name, value in rates(part.work, part.slowest, limit).items()}
+        for part in spent.parts
+    ]
+    return {
+        **case_json(spent.case),
+        "threads": spent.threads,
+        **times(spent.seconds),
+        "parts": parts,
+        "waiting": times(spent.waiting),
+        "python": times(spent.outside),
+    }
+
+
+def case_json(case: Case) -> dict[str, Any]:
+    return {"test": case.kind, "tokens": case.tokens, "logits": case.logits, "depth": case.depth}

@@ -25,6 +25,10 @@ class Work:
     def __add__(self, other: Work) -> Work:
         return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
+    def times(self, count: float) -> Work:
+        """So many of them."""
+        return Work(*(count * part for part in astuple(self)))
+
     def read_seconds(self, ceilings: Ceilings) -> float:
         """The least time that the bytes take."""
         return self.bytes / ceilings.read

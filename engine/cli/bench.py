@@ -21,6 +21,7 @@ def _list(name: str, help: str, *more: str) -> typer.models.OptionInfo:
     epilog="Examples:\n\n"
     "briolette bench model.gguf\n\n"
     "briolette bench model.gguf --prompt 512 --generate 64 --depth 0,4096 --threads 1,2\n\n"
+    "briolette bench model.gguf --prompt 0 --profile\n\n"
     "briolette bench model.gguf --prefill exact,fast --json"
 )
 def bench(
@@ -37,8 +38,12 @@ def bench(
     ] = ["exact"],  # noqa: B006
     logits: Annotated[list[str], _list("--logits", "Of a prompt, those that are wanted: last, all.")] = ["last"],  # noqa: B006
     repetitions: Annotated[
-        int, typer.Option("--repetitions", "-r", min=1, help="Runs that count, after one to warm up.")
+        int,
+        typer.Option("--repetitions", "-r", min=1, help="Runs that count, after one to warm up.", rich_help_panel=WHAT),
     ] = 5,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Tell where the time goes, kernel by kernel.", rich_help_panel=WHAT)
+    ] = False,
     as_json: Json = False,
     kv: Annotated[
         str | None,
@@ -62,5 +67,6 @@ def bench(
         model,
         Wanted.read(prompt, generate, depth, threads, prefill, logits, repetitions),
         {"kv": kv, "weights": weights, "chunk": chunk, "spec": spec},
+        profile,
         as_json,
     )

@@ -14,7 +14,17 @@ from briolette.compiler.errors import BrioletteError
 from briolette.engine.bench.host import machine, versions
 from briolette.engine.bench.measure import Case, Result, measure
 from briolette.engine.bench.ours import Briolette
-from briolette.engine.bench.show import SHARES, ceiling_lines, ceilings_json, result_json_of, result_rows
+from briolette.engine.bench.profile import Spent, profile
+from briolette.engine.bench.show import (
+    SHARES,
+    ceiling_lines,
+    ceilings_json,
+    profile_json,
+    profile_rows,
+    profile_title,
+    result_json_of,
+    result_rows,
+)
 from briolette.engine.model import context_length, cores, load
 
 from .terminal import Bar, busy, note, result, result_json, table
@@ -98,10 +108,11 @@ def _choices(texts: Sequence[str], option: str, known: Sequence[str]) -> tuple[s
     return parts
 
 
-def bench(path: str, wanted: Wanted, options: dict[str, Any], as_json: bool) -> None:
-    """Measures, and prints a table or JSON."""
+def bench(path: str, wanted: Wanted, options: dict[str, Any], profiled: bool, as_json: bool) -> None:
+    """Measures, and prints tables or JSON."""
     limits: list[Ceilings] = []
     results: list[Result] = []
+    profiles: list[Spent] = []
     for threads in wanted.threads:
         with subjects(path, wanted, options, threads) as found:
             with busy(f"measuring what {threads} threads can do at most"):
@@ -111,27 +122,44 @@ def bench(path: str, wanted: Wanted, options: dict[str, Any], as_json: bool) -> 
                 results += measure(found, wanted.repetitions, bar)
             finally:
                 bar.close()
+            for subject, cases in found if profiled else ():
+                with busy("taking the time of every kernel"):
+                    profiles += profiles_of(subject, cases, wanted.repetitions)
             limits.append(before.best(ceilings.measure(threads)))
             model = found[0][0].model
             if threads == wanted.threads[0]:
                 about = {"file": path, "name": model.header.metadata.get("general.name"), "spec": model.module.name}
                 trained = context_length(model.header)
                 kept = {"kv": model.options.cache, "weights": model.options.weights, "chunk": model.options.chunk}
+    limit = {one.threads: one for one in limits}
     if as_json:
-        limit = {one.threads: one for one in limits}
+        told = {"profiles": [profile_json(spent, limit[spent.threads]) for spent in profiles]} if profiled else {}
         result_json(
             {"machine": machine(), "versions": versions(), "model": about, "options": kept}
             | {"repetitions": wanted.repetitions, "ceilings": ceilings_json(limits)}
             | {"results": [result_json_of(found, limit[found.threads]) for found in results]}
+            | told
         )
     else:
         result(machine())
         result(table(ceiling_lines(limits)))
         result("")
-        result(table(result_rows(results, {one.threads: one for one in limits}), "lrrrlrrrr"))
+        result(table(result_rows(results, limit), "lrrrlrrrr"))
+        for spent in profiles:
+            result(f"\n{profile_title(spent)}")
+            result(table(profile_rows(spent, limit[spent.threads]), "llrrrrrrr"))
         result("\n" + SHARES)
     if trained is not None and wanted.context > trained:
         note(f"the model was made for {trained} tokens; of {wanted.context}, the later ones are beyond that")
+
+
+def profiles_of(subject: Briolette, cases: Sequence[Case], repetitions: int) -> Iterator[Spent]:
+    """Where the time goes in each case."""
+    for depth in sorted({case.depth for case in cases}):
+        subject.fill(depth)
+        for case in cases:
+            if case.depth == depth:
+                yield profile(subject, case, repetitions)
 
 
 @contextmanager

@@ -29,12 +29,12 @@ def opened(name: str, **how: object) -> tuple[CpuEngine, dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("target", [ARM, PLAIN], ids=["aarch64", "x86-64"])
-@pytest.mark.parametrize("name", WHOLE)
-def test_whole_models_for_other_machines(name, target):
+@pytest.mark.parametrize(("name", "profiled"), [*((name, False) for name in WHOLE), (WHOLE[0], True)])
+def test_whole_models_for_other_machines(name, profiled, target):
     """Code for AArch64 and for any x86-64 needs nothing from outside but these functions of the C library."""
     engine, _ = opened(name)  # for this machine; nothing is run
     plans = {program: engine.plan(program) for program in GROUPS["generate"]}
-    emitter, layout = Emitter(target), layout_of(list(plans.values()))
+    emitter, layout = Emitter(target, profiled), layout_of(list(plans.values()))
     for program, plan in plans.items():
         emitter.program(program, plan, layout)
     code = jit.compile_object(emitter.module, target)

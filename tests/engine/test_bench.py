@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 import briolette
 from briolette.backends.cpu import ceilings
 from briolette.backends.cpu.ceilings import Ceilings
+from briolette.backends.cpu.emit import Emitter, layout_of
 from briolette.engine.bench.measure import Case, measure
 from briolette.engine.bench.ours import Briolette
+from briolette.engine.bench.profile import profile
 from briolette.engine.bench.work import Work
 from briolette.engine.cli import app
 
@@ -166,6 +168,87 @@ def test_the_table_has_a_row_for_each_test():
     lines = called(E2B, *SIZES, "--threads", 2, "--prompt", "8,16").splitlines()
     assert sum(line.startswith(("  prefill ", "  decode ")) for line in lines) == 4
     assert sum("GB/s" in line and "%" in line for line in lines) == 4
+
+
+# --- profiles ---------------------------------------------------------------------------------------
+
+LOOSE = 0.02  # of a step: the clock's ticks are compared with seconds by reading both
+
+
+@pytest.mark.parametrize("model", [E2B, MOE], ids=["e2b", "moe"])
+def test_the_parts_of_a_profile_add_up(model):
+    found = json.loads(called(model, *SIZES, "--threads", "1,2", "--depth", 8, "--profile", "--json"))["profiles"]
+    assert [(p["threads"], p["test"], p["depth"]) for p in found] == [
+        (threads, test, 8) for threads in (1, 2) for test in ("prefill", "decode")
+    ]
+    for one in found:
+        parts = [*one["parts"], one["waiting"], one["python"]]
+        assert all(part["share"] >= 0 for part in parts)
+        assert sum(part["share"] for part in parts) == pytest.approx(1, abs=LOOSE)
+        assert sum(p["ms_per_token"] for p in parts) == pytest.approx(one["ms_per_token"], rel=LOOSE)
+
+
+def test_every_kernel_of_the_step_is_in_a_part_with_its_lines():
+    found = json.loads(called(E2B, *SIZES, "--threads", 1, "--profile", "--json"))["profiles"][1]
+    model = briolette.load(E2B, threads=1, context=64)
+    steps = model.engine.plan("decode").steps
+    assert sum(part["calls"] for part in found["parts"]) == len(steps)
+    kernels = {part["kernel"]: part for part in found["parts"]}
+    gate = next(part for name, part in kernels.items() if name.startswith("ffn_gate + ffn_up F32"))
+    line = next(i for i, text in enumerate(model.tree.source.splitlines(), 1) if "ffn_gate)) *" in text)
+    assert gate["block"] == "ffn"
+    assert gate["lines"] == [line]
+    assert any(name.startswith("attend") and "window" in name for name in kernels)
+    assert any(name.startswith("attend") and "all positions" in name for name in kernels)
+    assert any("to cache" in name for name in kernels)
+
+
+def test_the_work_of_all_parts_is_that_of_the_step():
+    model = briolette.load(MOE, threads=2, context=64, weights="mapped")
+    subject = Briolette(model)
+    for case in (Case("prefill", 20, 4), Case("decode", 3, 4)):
+        subject.fill(4)
+        spent = profile(subject, case, 1)
+        whole = sum((part.work for part in spent.parts), Work())
+        assert whole.bytes == pytest.approx(subject.work(case).bytes)
+        assert whole.macs == pytest.approx(subject.work(case).macs)
+    model.close()
+
+
+def test_profiled_programs_compute_the_same():
+    model = briolette.load(E2B, threads=2, context=64)
+    engine, ids = model.engine, [3, 1, 4, 1, 5]
+    wanted = engine.step(ids, 0).copy()
+    with engine.profiling() as taken:
+        assert np.array_equal(engine.step(ids, 0), wanted)
+    assert set(taken) == {"prefill"}
+    assert (taken["prefill"].kernels >= 0).all()
+    assert taken["prefill"].kernels.shape == (2, len(taken["prefill"].plan.steps))
+    assert np.array_equal(engine.step(ids, 0), wanted)  # and so does the ordinary program, after it
+    model.close()
+
+
+def test_ordinary_programs_read_no_clock():
+    model = briolette.load(E2B, threads=2, context=64)
+    planned = model.engine.plan("decode")
+    layout = layout_of([planned])
+    texts = {}
+    for profiled in (False, True):
+        emitter = Emitter(model.engine.target, profiled)
+        emitter.program("decode", planned, layout)
+        texts[profiled] = str(emitter.module)
+    readings = texts[True].count('= call i64 @"llvm.read')
+    assert readings == 2 + len(planned.steps) + planned.waves  # at the start, and of `clock`
+    assert "counter" not in texts[False]
+    assert len(texts[False].splitlines()) < len(texts[True].splitlines())
+
+
+def test_a_profile_is_told_as_a_table():
+    text = called(E2B, *SIZES, "--threads", 2, "--profile")
+    for case in ("prefill 24", "decode 4"):
+        rows = text.split(f"{case} at depth 0, 2 threads: ")[1].split("in all")[0]
+        assert "waiting at barriers" in rows
+        assert "attend 4 x" in rows
 
 
 @pytest.mark.parametrize(
