@@ -55,7 +55,7 @@ def architecture(spec: str | Path | syntax.Architecture | None, header: Header) 
 
 
 def load(
-    path: str | Path,
+    path: str | Path | GgufFile,
     backend: str = "cpu",
     kv: str | None = None,
     threads: int | None = None,
@@ -67,8 +67,8 @@ def load(
 ) -> Model:
     """Opens a GGUF file and compiles its architecture against it.
 
-    path: the file, or any shard of a split one. backend: "cpu" or "reference". kv: element type of the KV
-    cache, "f32", "f16" or "bf16" (by default f32 where the weights are, else f16). threads: by default one a
+    path: the file, or any shard of a split one, or one that is open. backend: "cpu" or "reference". kv: element type
+    of the KV cache, "f32", "f16" or "bf16" (by default f32 where the weights are, else f16). threads: by default one a
     core. spec: an architecture file instead of the shipped one. context: the most positions of a sequence.
     chunk: tokens a prefill step takes. weights: where the file's are quantised, "packed" puts them in the order of the
     fastest kernels, which multiply in integers, "mixed" does so but for experts, and "mapped" reads them where they lie
@@ -76,7 +76,7 @@ def load(
     prefill: with packed weights, "exact" rounds the activations of a prompt to 16 bits, "fast" to 8. Raises
     BrioletteError for what cannot be opened, read or compiled, and for weights that do not fit as they are asked for.
     """
-    file = open_gguf(path)
+    file = open_gguf(path) if isinstance(path, str | Path) else path
     tree = architecture(spec, file.header)
     module = front(tree, file.header)
     chosen = backend_named(backend).default_weights() if weights is None else weights

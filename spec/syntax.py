@@ -112,6 +112,11 @@ def example(architecture: str) -> Path | None:
     return path if path.exists() else None
 
 
+def sizes() -> dict[str, Path]:
+    """The files with the sizes of published models, by the model's name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "sizes").glob("*.json"))}
+
+
 def find(architecture: str) -> Architecture:
     """The shipped architecture of that name. Raises BrioletteError where there is none."""
     known = shipped()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .app import app
-from .options import ENGINE, Chunk, Json, Path_, Spec, Weights
+from .options import ENGINE, Chunk, Json, Spec, Weights
 
 WHAT = "What is measured"
 
@@ -22,10 +22,22 @@ def _list(name: str, help: str, *more: str) -> typer.models.OptionInfo:
     "briolette bench model.gguf\n\n"
     "briolette bench model.gguf --prompt 512 --generate 64 --depth 0,4096 --threads 1,2\n\n"
     "briolette bench model.gguf --prompt 0 --profile\n\n"
+    "briolette bench --synthetic gemma4-e2b\n\n"
     "briolette bench model.gguf --prefill exact,fast --json"
 )
 def bench(
-    model: Path_,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="A GGUF file, or any part of a split one.")
+    ] = None,
+    synthetic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:LAYERS]",
+            help="No file, but random weights in the sizes of gemma4-e2b, gemma4-e4b, gemma4-12b, gemma4-26b-a4b or "
+            "gemma4-31b; with :LAYERS, of so many of its layers.",
+            show_default=False,
+        ),
+    ] = None,
     prompt: Annotated[list[str], _list("--prompt", "Tokens of a prompt; 0 leaves prompts out.", "-p")] = ["512"],  # noqa: B006
     generate: Annotated[list[str], _list("--generate", "Tokens made one by one; 0 leaves them out.", "-n")] = ["64"],  # noqa: B006
     depth: Annotated[list[str], _list("--depth", "Positions already in the cache, filled by a prefill.", "-d")] = ["0"],  # noqa: B006
@@ -60,11 +72,12 @@ def bench(
     spec: Spec = None,
 ) -> None:
     """Measures prefill and decode, beside what this machine could do at most."""
-    from ..commands.bench import Wanted
+    from ..bench.wanted import Wanted
     from ..commands.bench import bench as command
 
     command(
         model,
+        synthetic,
         Wanted.read(prompt, generate, depth, threads, prefill, logits, repetitions),
         {"kv": kv, "weights": weights, "chunk": chunk, "spec": spec},
         profile,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from briolette.backends.base import PREFILL
 from briolette.backends.cpu import ceilings
 from briolette.backends.cpu.ceilings import Ceilings
 from briolette.compiler.errors import BrioletteError
+from briolette.compiler.pipeline import front
+from briolette.engine.available import available_memory
+from briolette.engine.backends import backend_named
 from briolette.engine.bench.host import machine, versions
 from briolette.engine.bench.measure import Case, Result, measure
 from briolette.engine.bench.ours import Briolette
@@ -25,96 +27,29 @@ from briolette.engine.bench.show import (
     result_json_of,
     result_rows,
 )
-from briolette.engine.model import context_length, cores, load
+from briolette.engine.bench.sizes import sizes
+from briolette.engine.bench.synthetic import Synthetic, synthetic
+from briolette.engine.bench.wanted import Wanted
+from briolette.engine.gguf import GgufFile, open_gguf
+from briolette.engine.memory import Planner
+from briolette.engine.model import architecture, context_length, load, options_for
+from briolette.engine.words import size
 
 from .terminal import Bar, busy, note, result, result_json, table
 
-MOST_THREADS = 1024
-LOGITS = ("last", "all")
 
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be measured: every combination of these."""
-
-    prompts: tuple[int, ...]
-    generated: tuple[int, ...]
-    depths: tuple[int, ...]
-    threads: tuple[int, ...]
-    prefill: tuple[str, ...]
-    logits: tuple[str, ...]
-    repetitions: int
-
-    @staticmethod
-    def read(
-        prompt: Sequence[str],
-        generate: Sequence[str],
-        depth: Sequence[str],
-        threads: Sequence[str] | None,
-        prefill: Sequence[str],
-        logits: Sequence[str],
-        repetitions: int,
-    ) -> Wanted:
-        """From the command line. Raises BrioletteError where something in it is no number, or no choice there is."""
-        wanted = Wanted(
-            _numbers(prompt, "--prompt"),
-            _numbers(generate, "--generate"),
-            _numbers(depth, "--depth", zero=True),
-            _numbers(threads, "--threads") if threads else (cores(),),
-            _choices(prefill, "--prefill", PREFILL),
-            _choices(logits, "--logits", LOGITS),
-            repetitions,
-        )
-        if not wanted.prompts and not wanted.generated:
-            raise BrioletteError("there is nothing to measure: --prompt and --generate are both 0")
-        if not wanted.threads or max(wanted.threads) > MOST_THREADS:
-            raise BrioletteError(f"--threads takes numbers from 1 to {MOST_THREADS}")
-        return wanted
-
-    @property
-    def context(self) -> int:
-        """The positions that the longest case takes."""
-        return max(self.depths) + max((*self.prompts, *self.generated))
-
-    def cases(self, first: bool = True) -> list[Case]:
-        """All of them; those of single tokens only for the `first` of several engines that differ in prefill."""
-        found = []
-        for depth in self.depths:
-            found += [Case("prefill", n, depth, logits) for logits in self.logits for n in self.prompts]
-            found += [Case("decode", n, depth) for n in self.generated if first]
-        return found
-
-
-def _split(texts: Sequence[str]) -> Iterator[str]:
-    for text in texts:
-        yield from (part.strip() for part in text.split(","))
-
-
-def _numbers(texts: Sequence[str], option: str, zero: bool = False) -> tuple[int, ...]:
-    """Numbers of a list option, each once; 0 is none unless it counts."""
-    parts = list(_split(texts))
-    if any(not part.isascii() or not part.isdecimal() or len(part) > 9 for part in parts):
-        raise BrioletteError(
-            f"{option} takes numbers with commas between them, such as 64,512, not {','.join(texts)!r}"
-        )
-    return tuple(dict.fromkeys(int(part) for part in parts if zero or int(part)))
-
-
-def _choices(texts: Sequence[str], option: str, known: Sequence[str]) -> tuple[str, ...]:
-    parts = tuple(dict.fromkeys(_split(texts)))
-    wrong = next((part for part in parts if part not in known), None)
-    if wrong is not None:
-        raise BrioletteError(f"{option} takes {' or '.join(known)}, not {wrong!r}")
-    return parts
-
-
-def bench(path: str, wanted: Wanted, options: dict[str, Any], profiled: bool, as_json: bool) -> None:
+def bench(
+    path: str | None, synthetic_name: str | None, wanted: Wanted, options: dict[str, Any], profiled: bool, as_json: bool
+) -> None:
     """Measures, and prints tables or JSON."""
+    if (path is None) == (synthetic_name is None):
+        raise BrioletteError("give a MODEL to measure, or --synthetic with a model's sizes; not both")
+    source = open_gguf(path) if path is not None else made_up(str(synthetic_name), wanted, options)
     limits: list[Ceilings] = []
     results: list[Result] = []
     profiles: list[Spent] = []
     for threads in wanted.threads:
-        with subjects(path, wanted, options, threads) as found:
+        with subjects(source, wanted, options, threads) as found:
             with busy(f"measuring what {threads} threads can do at most"):
                 before = ceilings.measure(threads)
             bar = Bar(f"measuring with {threads} threads", least=1)
@@ -128,7 +63,8 @@ def bench(path: str, wanted: Wanted, options: dict[str, Any], profiled: bool, as
             limits.append(before.best(ceilings.measure(threads)))
             model = found[0][0].model
             if threads == wanted.threads[0]:
-                about = {"file": path, "name": model.header.metadata.get("general.name"), "spec": model.module.name}
+                about = {"file": path, "synthetic": synthetic_name, "bytes": source.size}
+                about |= {"name": model.header.metadata.get("general.name"), "spec": model.module.name}
                 trained = context_length(model.header)
                 kept = {"kv": model.options.cache, "weights": model.options.weights, "chunk": model.options.chunk}
     limit = {one.threads: one for one in limits}
@@ -153,6 +89,30 @@ def bench(path: str, wanted: Wanted, options: dict[str, Any], profiled: bool, as
         note(f"the model was made for {trained} tokens; of {wanted.context}, the later ones are beyond that")
 
 
+def made_up(name: str, wanted: Wanted, options: dict[str, Any]) -> Synthetic:
+    """A model of some sizes with random weights. Raises BrioletteError where this machine has no room for it."""
+    model = sizes(name)
+    with busy("compiling"):
+        module = front(architecture(options["spec"], model.header), model.header)
+        weights = options["weights"] or backend_named("cpu").default_weights()
+        most = max(wanted.threads)
+        engine = options_for(model.header, module, options["kv"], most, wanted.context, options["chunk"], weights)
+        planner = Planner(model.header, module, engine.cache)
+        planned, taken = planner.plan(engine), planner.measure(engine)
+    needed, have = len(wanted.prefill) * planned.allocated + planned.peak - planned.allocated, available_memory()
+    told = f"{size(needed)}, {size(planned.weights + planned.packed)} of it weights"
+    if needed > have.bytes:
+        raise BrioletteError(
+            f"{name} takes {told}, and there are {size(have.bytes)} that {have.source}; fewer layers need less: "
+            f"--synthetic {name.partition(':')[0]}:LAYERS"
+        )
+    note(
+        f"{model.about}: random weights in its shapes, patterns that repeat, in the formats of a Q4_K_M file; "
+        f"running takes {told}"
+    )
+    return synthetic(model, set(taken.mapped) - set(taken.rows))
+
+
 def profiles_of(subject: Briolette, cases: Sequence[Case], repetitions: int) -> Iterator[Spent]:
     """Where the time goes in each case."""
     for depth in sorted({case.depth for case in cases}):
@@ -164,14 +124,14 @@ def profiles_of(subject: Briolette, cases: Sequence[Case], repetitions: int) -> 
 
 @contextmanager
 def subjects(
-    path: str, wanted: Wanted, options: dict[str, Any], threads: int
+    source: GgufFile, wanted: Wanted, options: dict[str, Any], threads: int
 ) -> Iterator[list[tuple[Briolette, list[Case]]]]:
     """The engines that take turns, loaded and compiled, with what each is tested in."""
     found: list[tuple[Briolette, list[Case]]] = []
     try:
         for prefill in wanted.prefill:
             with busy(f"loading the model for {threads} threads"):
-                model = load(path, threads=threads, context=wanted.context, prefill=prefill, **options)
+                model = load(source, threads=threads, context=wanted.context, prefill=prefill, **options)
                 name = "briolette" if prefill == PREFILL[0] else f"briolette, {prefill} prefill"
                 subject = Briolette(model, name)
                 cases = wanted.cases(first=not found)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import mmap
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +12,21 @@ import pytest
 from typer.testing import CliRunner
 
 import briolette
+from briolette.backends import formats
 from briolette.backends.cpu import ceilings
 from briolette.backends.cpu.ceilings import Ceilings
 from briolette.backends.cpu.emit import Emitter, layout_of
+from briolette.compiler.pipeline import front
+from briolette.engine.available import Available
 from briolette.engine.bench.measure import Case, measure
 from briolette.engine.bench.ours import Briolette
 from briolette.engine.bench.profile import profile
+from briolette.engine.bench.sizes import shortened, sizes
+from briolette.engine.bench.synthetic import random_blocks, repeated, stored_bytes, synthetic
 from briolette.engine.bench.work import Work
 from briolette.engine.cli import app
+from briolette.engine.model import architecture
+from briolette.spec import syntax
 
 MODELS = Path(__file__).resolve().parents[1] / "oracle" / "models"
 E2B, MOE = MODELS / "gemma4_e2b.gguf", MODELS / "gemma4_moe.gguf"
@@ -270,3 +279,108 @@ def test_mistakes_are_told_in_a_sentence(given, told):
 
 def test_a_missing_model_is_told(tmp_path):
     assert "there is no such file" in called(tmp_path / "none.gguf", code=2)
+
+
+# --- models of true sizes ---------------------------------------------------------------------------
+
+# Tensors of published files, by format where that was told of a Q4_K_M file.
+PUBLISHED = {"gemma4-e2b": 601, "gemma4-e4b": 720, "gemma4-12b": 667, "gemma4-26b-a4b": 658, "gemma4-31b": 833}
+A4B = {"f32": 392, "q5_0": 32, "q8_0": 28, "q4_k": 192, "q6_k": 14}
+A4B_GIB = 15.63
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_sizes_are_those_of_published_files(name):
+    header = sizes(name).header
+    assert len(header.tensors) == PUBLISHED[name]
+    if name == "gemma4-26b-a4b":
+        assert Counter(t.format for t in header.tensors.values()) == A4B
+        assert sum(map(stored_bytes, header.tensors.values())) / 2**30 == pytest.approx(A4B_GIB, abs=0.005)
+    assert set(PUBLISHED) == set(syntax.sizes())
+
+
+@pytest.mark.parametrize("layers", ["", ":1", ":2", ":5", ":11"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_spec_reads_every_tensor_of_a_model_of_so_many_layers(name, layers):
+    header = sizes(name + layers).header
+    module = front(architecture(None, header), header)  # raises where a tensor or a key is left over
+    assert not layers or dict(module.params)["L"] == int(layers[1:])
+
+
+def test_fewer_layers_keep_the_proportions_of_their_kinds():
+    assert shortened("LLLLGLLLLG", 1) == "L"
+    assert shortened("LLLLGLLLLG", 2) == "LG"
+    assert shortened("LLLLGLLLLG", 5) == "LLLLG"
+    assert shortened("LLGllg", 4) == "LGlg"
+    assert shortened("LLGllg", 6) == "LLGllg"
+
+
+@pytest.mark.parametrize("name", [*(n for n, f in formats.FORMATS.items() if n != "mxfp4")])
+def test_random_blocks_are_ordinary_numbers(name):
+    blocks = random_blocks(name, 1 << 16, 0.02)
+    assert blocks.nbytes % mmap.PAGESIZE == 0
+    values = formats.decode(name, blocks.reshape(-1, formats.get(name).bytes))
+    assert np.isfinite(values).all()
+    assert values.std() == pytest.approx(0.02, rel=0.1)
+    assert abs(values.mean()) < 0.004
+
+
+def test_a_pattern_is_shown_again_and_again():
+    pattern = random_blocks("q4_k", 1 << 16, 0.02)
+    size = 3 * pattern.nbytes + 144
+    shown = repeated(pattern, size)
+    assert shown.nbytes == size
+    assert np.array_equal(shown, np.resize(pattern, size))
+
+
+def test_what_is_read_in_place_has_memory_of_its_own():
+    file = synthetic(sizes("gemma4-e2b:2"), {"per_layer_model_proj.weight"})
+    own, shown = file.tensor_bytes("per_layer_model_proj.weight"), file.tensor_bytes("token_embd.weight")
+    assert own.nbytes == 2 * 2 * 256 * 1536
+    assert np.shares_memory(file.tensor_bytes("per_layer_model_proj.weight"), own)
+    assert shown.nbytes == 262144 * 1536 // 256 * 210
+    assert np.shares_memory(shown, file.tensor_bytes("per_layer_token_embd.weight"))
+    freqs = file.tensor_bytes("rope_freqs.weight").view("<f4")
+    assert (freqs[:64] == 1).all()
+    assert (freqs[64:] == np.float32(1e30)).all()
+
+
+def test_a_model_of_true_sizes_runs_without_a_file():
+    command = ("--synthetic", "gemma4-e2b:1", "--prompt", 4, "--generate", 2, "--repetitions", 1, "--json")
+    found = json.loads(called(*command))
+    assert found["model"]["file"] is None
+    assert found["model"]["synthetic"] == "gemma4-e2b:1"
+    assert [(one["test"], one["tokens"]) for one in found["results"]] == [("prefill", 4), ("decode", 2)]
+
+
+def test_a_synthetic_model_computes_finite_numbers():
+    file = synthetic(sizes("gemma4-e2b:2"))
+    model = briolette.load(file, threads=2, context=16, weights="packed")
+    logits = model.engine.step([1, 2, 3], 0)
+    assert np.isfinite(logits).all()
+    assert logits.std() > 0
+    model.close()
+
+
+def test_what_does_not_fit_is_refused_with_the_numbers_of_the_plan(monkeypatch):
+    from briolette.engine.commands import bench
+
+    monkeypatch.setattr(bench, "available_memory", lambda: Available(4 << 30, "a test gives"))
+    told = called("--synthetic", "gemma4-31b", code=2)
+    assert "gemma4-31b takes 18." in told
+    assert "4.00 GiB that a test gives" in told
+    assert "gemma4-31b:LAYERS" in told
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--synthetic", "gemma9"), "there are those of gemma4-12b"),
+        (("--synthetic", "gemma4-e2b:36"), "gemma4-e2b has 1 to 35 layers, not '36'"),
+        (("--synthetic", "gemma4-e2b:x"), "not 'x'"),
+        ((E2B, "--synthetic", "gemma4-e2b"), "not both"),
+        ((), "give a MODEL"),
+    ],
+)
+def test_mistakes_in_what_is_measured(given, told):
+    assert told in called(*given, code=2)

@@ -1,0 +1,90 @@
+"""What a benchmark is asked to measure, read from a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from briolette.backends.base import PREFILL
+from briolette.compiler.errors import BrioletteError
+from briolette.engine.model import cores
+
+from .measure import Case
+
+MOST_THREADS = 1024
+LOGITS = ("last", "all")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be measured: every combination of these."""
+
+    prompts: tuple[int, ...]
+    generated: tuple[int, ...]
+    depths: tuple[int, ...]
+    threads: tuple[int, ...]
+    prefill: tuple[str, ...]
+    logits: tuple[str, ...]
+    repetitions: int
+
+    @staticmethod
+    def read(
+        prompt: Sequence[str],
+        generate: Sequence[str],
+        depth: Sequence[str],
+        threads: Sequence[str] | None,
+        prefill: Sequence[str],
+        logits: Sequence[str],
+        repetitions: int,
+    ) -> Wanted:
+        """From the command line. Raises BrioletteError where something in it is no number, or no choice there is."""
+        wanted = Wanted(
+            _numbers(prompt, "--prompt"),
+            _numbers(generate, "--generate"),
+            _numbers(depth, "--depth", zero=True),
+            _numbers(threads, "--threads") if threads else (cores(),),
+            _choices(prefill, "--prefill", PREFILL),
+            _choices(logits, "--logits", LOGITS),
+            repetitions,
+        )
+        if not wanted.prompts and not wanted.generated:
+            raise BrioletteError("there is nothing to measure: --prompt and --generate are both 0")
+        if not wanted.threads or max(wanted.threads) > MOST_THREADS:
+            raise BrioletteError(f"--threads takes numbers from 1 to {MOST_THREADS}")
+        return wanted
+
+    @property
+    def context(self) -> int:
+        """The positions that the longest case takes."""
+        return max(self.depths) + max((*self.prompts, *self.generated))
+
+    def cases(self, first: bool = True) -> list[Case]:
+        """All of them; those of single tokens only for the `first` of several engines that differ in prefill."""
+        found = []
+        for depth in self.depths:
+            found += [Case("prefill", n, depth, logits) for logits in self.logits for n in self.prompts]
+            found += [Case("decode", n, depth) for n in self.generated if first]
+        return found
+
+
+def _split(texts: Sequence[str]) -> Iterator[str]:
+    for text in texts:
+        yield from (part.strip() for part in text.split(","))
+
+
+def _numbers(texts: Sequence[str], option: str, zero: bool = False) -> tuple[int, ...]:
+    """Numbers of a list option, each once; 0 is none unless it counts."""
+    parts = list(_split(texts))
+    if any(not part.isascii() or not part.isdecimal() or len(part) > 9 for part in parts):
+        raise BrioletteError(
+            f"{option} takes numbers with commas between them, such as 64,512, not {','.join(texts)!r}"
+        )
+    return tuple(dict.fromkeys(int(part) for part in parts if zero or int(part)))
+
+
+def _choices(texts: Sequence[str], option: str, known: Sequence[str]) -> tuple[str, ...]:
+    parts = tuple(dict.fromkeys(_split(texts)))
+    wrong = next((part for part in parts if part not in known), None)
+    if wrong is not None:
+        raise BrioletteError(f"{option} takes {' or '.join(known)}, not {wrong!r}")
+    return parts
