@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from briolette.backends.cpu.ceilings import Ceilings
 from briolette.engine.words import many
 
+from .host import machine, versions
 from .measure import Case, Result
 from .profile import Part, Spent
+from .run import Measured
 from .work import Work
 
 HEAD = ["test", "depth", "threads", "tok/s", "(lowest to highest)", "read", "of ceiling", "multiplied", "of ceiling"]
@@ -20,7 +22,7 @@ read. Multiplied: multiply-adds of the model, and the share of the time that the
 (activations of 16 bits take two each). The ceilings were measured in this run."""
 
 
-def ceiling_lines(limits: Sequence[Ceilings]) -> list[list[str]]:
+def ceiling_lines(limits: Iterable[Ceilings]) -> list[list[str]]:
     """What the machine can do, a row for each number of threads."""
     rows = [["at most", "read", "multiply-adds of bytes", "of floats"]]
     for one in limits:
@@ -29,7 +31,7 @@ def ceiling_lines(limits: Sequence[Ceilings]) -> list[list[str]]:
     return rows
 
 
-def ceilings_json(limits: Sequence[Ceilings]) -> list[dict[str, Any]]:
+def ceilings_json(limits: Iterable[Ceilings]) -> list[dict[str, Any]]:
     return [
         {
             "threads": one.threads,
@@ -41,27 +43,18 @@ def ceilings_json(limits: Sequence[Ceilings]) -> list[dict[str, Any]]:
     ]
 
 
-def result_rows(results: Sequence[Result], limits: Mapping[int, Ceilings]) -> list[list[str]]:
-    """A row for each case of each engine."""
-    head = [
-        "test",
-        "depth",
-        "threads",
-        "tok/s",
-        "(lowest to highest)",
-        "read",
-        "of ceiling",
-        "multiplied",
-        "of ceiling",
-    ]
+def result_rows(found: Measured) -> list[list[str]]:
+    """A row for each test of each engine; beside a peer, how many times as fast we are."""
+    head = [*HEAD, *(f"beside {name}" for name in found.peer)]
     rows = [head]
-    several = len({one.subject for one in results}) > 1
-    for one in results:
+    several = len({one.subject for one in found.results}) > 1
+    for one in found.results:
         what = f"{one.case}: {one.subject}" if several else str(one.case)
         spread = f"({min(one.rates):.1f} to {max(one.rates):.1f})"
+        told, ratio = shares(one, found.ceilings[one.threads]), found.ratio(one)
         row = [what, f"{one.case.depth}", f"{one.threads}", f"{one.median:.1f}", spread]
-        told = shares(one, limits[one.threads])
-        rows.append([*row, *(_rates(told) if told else [""] * 4)])
+        row += _rates(told) if told else [""] * 4
+        rows.append(row + ([f"{ratio:.2f} x" if ratio else ""] if found.peer else []))
     return rows
 
 
@@ -85,8 +78,22 @@ def rates(work: Work, seconds: float, limit: Ceilings) -> dict[str, float]:
     }
 
 
-def result_json_of(one: Result, limit: Ceilings) -> dict[str, Any]:
-    """A result as plain values; docs/cli.md says what each is."""
+def measured_json(found: Measured, repetitions: int, profiled: bool) -> dict[str, Any]:
+    """All of a benchmark as plain values; docs/cli.md says what each is."""
+    profiles = [profile_json(spent, found.ceilings[spent.threads]) for spent in found.profiles]
+    return {
+        "machine": machine(),
+        "versions": versions() | found.peer,
+        **found.about,
+        "repetitions": repetitions,
+        "ceilings": ceilings_json(found.ceilings.values()),
+        "results": [result_json_of(one, found) for one in found.results],
+        **({"profiles": profiles} if profiled else {}),
+    }
+
+
+def result_json_of(one: Result, measured: Measured) -> dict[str, Any]:
+    """A result as plain values."""
     found: dict[str, Any] = {
         "engine": one.subject,
         **case_json(one.case),
@@ -99,7 +106,10 @@ def result_json_of(one: Result, limit: Ceilings) -> dict[str, Any]:
     if one.work is not None:
         found["bytes_per_token"] = round(one.work.bytes / one.case.tokens)
         found["macs_per_token"] = round(one.work.macs / one.case.tokens)
-    return found | {name: round(value, 4) for name, value in shares(one, limit).items()}
+    told, ratio = shares(one, measured.ceilings[one.threads]), measured.ratio(one)
+    return (
+        found | {name: round(value, 4) for name, value in told.items()} | ({"ratio": round(ratio, 4)} if ratio else {})
+    )
 
 
 LEAST_SHARE = 0.004  # of the time: what takes less is told as one

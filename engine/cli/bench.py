@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +11,7 @@ import typer
 from .app import app
 from .options import ENGINE, Chunk, Json, Spec, Weights
 
+SIZES = ", ".join(sorted(p.name.removesuffix(".json") for p in (files("briolette.spec") / "sizes").iterdir()))
 WHAT = "What is measured"
 
 
@@ -22,6 +25,7 @@ def _list(name: str, help: str, *more: str) -> typer.models.OptionInfo:
     "briolette bench model.gguf\n\n"
     "briolette bench model.gguf --prompt 512 --generate 64 --depth 0,4096 --threads 1,2\n\n"
     "briolette bench model.gguf --prompt 0 --profile\n\n"
+    "briolette bench model.gguf --depth 0,4096 --peer llama.cpp\n\n"
     "briolette bench --synthetic gemma4-e2b\n\n"
     "briolette bench model.gguf --prefill exact,fast --json"
 )
@@ -33,8 +37,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="NAME[:LAYERS]",
-            help="No file, but random weights in the sizes of gemma4-e2b, gemma4-e4b, gemma4-12b, gemma4-26b-a4b or "
-            "gemma4-31b; with :LAYERS, of so many of its layers.",
+            help=f"No file, but random weights in the sizes of a model: {SIZES}. With :LAYERS, of so many layers.",
             show_default=False,
         ),
     ] = None,
@@ -56,6 +59,16 @@ def bench(
     profile: Annotated[
         bool, typer.Option("--profile", help="Tell where the time goes, kernel by kernel.", rich_help_panel=WHAT)
     ] = False,
+    peer: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure another engine in turns with ours: llama.cpp.", rich_help_panel=WHAT, show_default=False
+        ),
+    ] = None,
+    peer_python: Annotated[
+        str,
+        typer.Option(metavar="PATH", help="The Python that has it; `make peers` makes this one.", rich_help_panel=WHAT),
+    ] = ".venv-peers/bin/python",
     as_json: Json = False,
     kv: Annotated[
         str | None,
@@ -81,5 +94,6 @@ def bench(
         Wanted.read(prompt, generate, depth, threads, prefill, logits, repetitions),
         {"kv": kv, "weights": weights, "chunk": chunk, "spec": spec},
         profile,
+        (peer, Path(peer_python)) if peer is not None else None,
         as_json,
     )

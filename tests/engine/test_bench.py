@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -150,7 +151,7 @@ SIZES = ("--prompt", 24, "--generate", 4, "--repetitions", 2)
 @pytest.mark.parametrize("model", [E2B, MOE], ids=["e2b", "moe"])
 def test_json_has_every_combination_with_shares_of_the_ceilings(model):
     found = json.loads(called(model, *SIZES, "--depth", "0,32", "--threads", "1,2", "--logits", "last,all", "--json"))
-    assert {"machine", "versions", "model", "options", "repetitions", "ceilings", "results"} == set(found)
+    assert set(found) == {"machine", "versions", "model", "options", "repetitions", "ceilings", "results"}
     assert [one["threads"] for one in found["ceilings"]] == [1, 2]
     cases = {(r["threads"], r["depth"], r["test"], r["tokens"], r["logits"]) for r in found["results"]}
     wanted = [("prefill", 24, "last"), ("prefill", 24, "all"), ("decode", 4, "last")]
@@ -384,3 +385,61 @@ def test_what_does_not_fit_is_refused_with_the_numbers_of_the_plan(monkeypatch):
 )
 def test_mistakes_in_what_is_measured(given, told):
     assert told in called(*given, code=2)
+
+
+# --- beside another engine --------------------------------------------------------------------------
+
+STAND_IN = '''#!{python}
+"""Answers as llama_cpp_speed.py does, and takes a second for everything."""
+import json, sys
+print(json.dumps({{"version": "9.9", "loaded": {loaded}}}), flush=True)
+for line in sys.stdin:
+    request = json.loads(line)
+    print(json.dumps({{"seconds": 1.0}}), flush=True)
+    if "{gives_up}" in request:
+        sys.exit("out of patience")
+'''
+
+
+def stand_in(folder: Path, loaded: bool = True, gives_up: str = "never") -> Path:
+    """A peer's Python that runs something else than it is told."""
+    found = folder / "python"
+    found.write_text(STAND_IN.format(python=sys.executable, loaded=loaded, gives_up=gives_up))
+    found.chmod(0o755)
+    return found
+
+
+def test_a_peer_takes_turns_and_its_ratio_is_told(tmp_path):
+    peer = ("--peer", "llama.cpp", "--peer-python", stand_in(tmp_path))
+    found = json.loads(called(E2B, *SIZES, "--threads", 1, "--depth", "0,8", *peer, "--json"))
+    assert found["versions"]["llama.cpp"] == "9.9"
+    assert [(r["engine"], r["test"], r["depth"]) for r in found["results"]] == [
+        (engine, test, depth)
+        for depth in (0, 8)
+        for test in ("prefill", "decode")
+        for engine in ("briolette", "llama.cpp")
+    ]
+    for ours, theirs in zip(found["results"][::2], found["results"][1::2], strict=True):
+        assert theirs["rate"] == theirs["tokens"]  # in a second
+        assert ours["ratio"] == pytest.approx(ours["rate"] / theirs["rate"], rel=0.01)
+        assert "ratio" not in theirs
+        assert "read_share" not in theirs
+    rows = called(E2B, *SIZES, "--threads", 1, *peer).splitlines()
+    assert sum(row.endswith(" x") for row in rows) == 2
+    assert any("beside llama.cpp" in row for row in rows)
+
+
+def test_what_is_wrong_with_a_peer_is_told_in_a_sentence(tmp_path):
+    def told(python: object, *model: object, peer: str = "llama.cpp") -> str:
+        return called(*(model or (E2B,)), *SIZES, "--peer", peer, "--peer-python", python, code=2)
+
+    assert f"there is no Python {tmp_path / 'none'}; `make peers`" in told(tmp_path / "none")
+    assert "--peer takes llama.cpp, not 'ollama'" in told(sys.executable, peer="ollama")
+    without = tmp_path / "without"
+    without.write_text(f"#!{sys.executable}\nraise SystemExit('No module named llama_cpp')\n")
+    without.chmod(0o755)
+    assert "does not have it" in told(without)
+    assert "No module named llama_cpp" in told(without)
+    assert "cannot load" in told(stand_in(tmp_path, loaded=False))
+    assert "gave up (out of patience)" in told(stand_in(tmp_path, gives_up="decode"))
+    assert "a model that is made up" in told(stand_in(tmp_path), "--synthetic", "gemma4-e2b:1")
