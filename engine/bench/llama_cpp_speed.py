@@ -7,7 +7,8 @@ Reads one JSON request a line from standard input and answers each with one line
     {"decode": [ids]}                     tokens one by one
 
 Calls the C API directly, so that no Python loop over logits is timed, and with the settings of llama-bench: no cache
-beyond the window in layers that have one. The first line it writes has its version.
+beyond the window in layers that have one. The first line it writes has its version. With `--first-token`, it reads no
+requests: it makes the first token after a text and writes the peak memory of the process in MB.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -36,7 +39,7 @@ class Context:
         params.n_threads = params.n_threads_batch = options.threads
         params.type_k = params.type_v = KV_TYPES[options.kv]
         params.swa_full = False
-        self.context = llama_cpp.llama_init_from_model(model, params) if model else None
+        self.model, self.context = model, llama_cpp.llama_init_from_model(model, params) if model else None
         self.kept: Any = None
 
     def fill(self, ids: Sequence[int]) -> float:
@@ -71,6 +74,15 @@ class Context:
         llama_cpp.llama_batch_free(batch)
         return seconds
 
+    def first_token(self, text: bytes) -> int:
+        """The likeliest token after a text."""
+        vocabulary = llama_cpp.llama_model_get_vocab(self.model)
+        room = (llama_cpp.llama_token * (len(text) + 2))()
+        count = llama_cpp.llama_tokenize(vocabulary, text, len(text), room, len(room), True, True)
+        self.prefill(room[:count], "last")
+        logits = llama_cpp.llama_get_logits_ith(self.context, -1)
+        return max(range(llama_cpp.llama_vocab_n_tokens(vocabulary)), key=lambda token: logits[token])
+
     def decode(self, ids: Sequence[int]) -> float:
         """Seconds for tokens one by one."""
         arrays = [(llama_cpp.llama_token * 1)(token) for token in ids]
@@ -92,11 +104,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--kv", choices=KV_TYPES, default="f16")
+    parser.add_argument("--first-token", metavar="TEXT")
     options = parser.parse_args()
     quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(quiet, None)
     llama_cpp.llama_backend_init()
     context = Context(options)
+    if options.first_token is not None:
+        context.first_token(options.first_token.encode())
+        print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024)
+        return
     print(json.dumps({"version": llama_cpp.__version__, "loaded": bool(context.context)}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)

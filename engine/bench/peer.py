@@ -16,6 +16,11 @@ SCRIPTS = {"llama.cpp": "llama_cpp_speed.py"}
 INSTALL = "`make peers` installs it into .venv-peers, and --peer-python says where else it is"
 
 
+def script_of(name: str) -> Path:
+    """What the Python that has an engine runs."""
+    return Path(__file__).with_name(SCRIPTS[name])
+
+
 class Peer:
     """An engine of `SCRIPTS`, loaded. Raises BrioletteError where it is not there, or cannot read the model."""
 
@@ -25,7 +30,7 @@ class Peer:
         if not python.is_file():
             raise BrioletteError(f"{name} cannot be measured: there is no Python {python}; {INSTALL}")
         self.name, self.threads, self.ids = name, threads, ids
-        script = Path(__file__).with_name(SCRIPTS[name])
+        script = script_of(name)
         # -P: the folder of the script has modules of ours, which are none of its business.
         command = [str(python), "-P", str(script), str(model), "--threads", str(threads)]
         command += ["--context", str(context), "--kv", kv]

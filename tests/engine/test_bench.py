@@ -7,6 +7,7 @@ import mmap
 import sys
 from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from briolette.backends.cpu.ceilings import Ceilings
 from briolette.backends.cpu.emit import Emitter, layout_of
 from briolette.compiler.pipeline import front
 from briolette.engine.available import Available
+from briolette.engine.bench.chart import Panel, Point, figure
 from briolette.engine.bench.measure import Case, measure
 from briolette.engine.bench.ours import Briolette
 from briolette.engine.bench.profile import profile
@@ -443,3 +445,20 @@ def test_what_is_wrong_with_a_peer_is_told_in_a_sentence(tmp_path):
     assert "cannot load" in told(stand_in(tmp_path, loaded=False))
     assert "gave up (out of patience)" in told(stand_in(tmp_path, gives_up="decode"))
     assert "a model that is made up" in told(stand_in(tmp_path), "--synthetic", "gemma4-e2b:1")
+
+
+# --- pictures ---------------------------------------------------------------------------------------
+
+
+def test_a_chart_shows_every_point_with_its_spread():
+    points = [Point(0, 120.0, 110.0, 123.0), Point(4096, 60.0, 50.0, 61.0)]
+    panels = [Panel("decode", "tokens in the cache", {"ours": points, "a & b": points[:1]})] * 3
+    root = ElementTree.fromstring(figure(panels))
+    told = [title.text for title in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert told.count("ours, 4,096: 60.0 tok/s (50.0 to 61.0)") == 3
+    assert told.count("a & b, 0: 120.0 tok/s (110.0 to 123.0)") == 3
+    heights = {float(c.get("cy")) for c in root.iter("{http://www.w3.org/2000/svg}circle") if c.find("*") is not None}
+    assert len(heights) == 2  # a faster one is higher
+    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"0", "50", "100", "150", "4,096", "ours", "a & b"} <= set(texts)
+    assert texts.count("ours") == 1
