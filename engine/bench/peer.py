@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from pathlib import Path
@@ -61,11 +62,9 @@ class Peer:
     def ask(self, request: dict[str, Any]) -> float:
         """Has something run; its seconds."""
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either, but last words
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # the answer tells why
         seconds: float = self.answer(f"{self.name} gave up")["seconds"]
         return seconds
 
@@ -81,8 +80,9 @@ class Peer:
 
     def close(self) -> None:
         """Ends the process."""
+        self.process.kill()
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
-                stream.close()
-        self.process.kill()
+                with contextlib.suppress(BrokenPipeError):  # of a request that nobody read
+                    stream.close()
         self.process.wait()

@@ -53,7 +53,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Spent:
-    """The time of a case: in kernels, in threads that waited for others, and outside of native code."""
+    """The time of a case: in kernels, in threads that waited or came late, and outside of native code."""
 
     case: Case
     threads: int
@@ -77,8 +77,9 @@ def profile(subject: Briolette, case: Case, repetitions: int) -> Spent:
         of_step = subject.counted(program).of_nodes(nodes, tokens, start)
         works = [a + b.times(times) for a, b in zip(works, of_step, strict=True)]
     parts = grouped(found, works, repetitions)
-    waiting = float(found.waits.sum(axis=1).mean()) / repetitions
-    inside = float((found.kernels.sum(axis=1) + found.waits.sum(axis=1)).max()) / repetitions
+    busy = found.kernels.sum(axis=1)
+    inside = float(busy[0] + found.waits[0].sum()) / repetitions  # of the caller: others may leave when it is gone
+    waiting = inside - float(busy.mean()) / repetitions  # at barriers, or not there yet
     return Spent(case, subject.threads, seconds, parts, waiting, max(0.0, seconds - inside))
 
 

@@ -124,6 +124,7 @@ def _loaded(
         with telling.busy(f"loading the model for {many(threads, 'thread')}"):
             for prefill in wanted.prefill:
                 model = load(source, threads=threads, context=wanted.context, prefill=prefill, **options)
+                options = options | {"weights": model.options.weights}  # all keep them as the first does
                 cases = wanted.cases(first=not ours)
                 name = "briolette" if prefill == PREFILL[0] else f"briolette, {prefill} prefill"
                 ours.append((Briolette(model, name), cases))

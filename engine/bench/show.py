@@ -112,12 +112,13 @@ def result_json_of(one: Result, measured: Measured) -> dict[str, Any]:
     )
 
 
-LEAST_SHARE = 0.004  # of the time: what takes less is told as one
+LEAST_SHARE = 0.004  # of the kernels' time: what takes less is told as one
 
 
 def profile_rows(spent: Spent, limit: Ceilings) -> list[list[str]]:
     """Where the time of a case went, the longest first."""
-    shown = [part for part in spent.parts if part.mean >= LEAST_SHARE * spent.seconds]
+    least = LEAST_SHARE * sum(part.mean for part in spent.parts)
+    shown = [part for part in spent.parts if part.mean >= least]
     rest = spent.parts[len(shown) :]
     rows = [PROFILE_HEAD, *(_part_row(part, spent, limit) for part in shown)]
     few = (

@@ -22,7 +22,7 @@ from briolette.engine.bench.show import (
 from briolette.engine.bench.sizes import sizes
 from briolette.engine.bench.synthetic import Synthetic, synthetic
 from briolette.engine.bench.wanted import Wanted
-from briolette.engine.gguf import open_gguf
+from briolette.engine.gguf import GgufFile, open_gguf
 from briolette.engine.memory import Planner
 from briolette.engine.model import architecture, options_for
 from briolette.engine.words import size
@@ -44,7 +44,10 @@ def bench(
     """Measures, and prints tables or JSON."""
     if (path is None) == (synthetic_name is None):
         raise BrioletteError("give a MODEL to measure, or --synthetic with a model's sizes; not both")
-    source = open_gguf(path) if path is not None else made_up(str(synthetic_name), wanted, options)
+    if path is not None:
+        source: GgufFile = open_gguf(path)
+    else:
+        source, options = made_up(str(synthetic_name), wanted, options)
     found = run(source, wanted, options, TELLING, profiled, peer)
     if as_json:
         result_json(measured_json(found, wanted.repetitions, profiled))
@@ -61,8 +64,9 @@ def bench(
         note(f"the model was made for {found.trained} tokens; of {wanted.context}, the later ones are beyond that")
 
 
-def made_up(name: str, wanted: Wanted, options: dict[str, Any]) -> Synthetic:
-    """A model of some sizes with random weights. Raises BrioletteError where this machine has no room for it."""
+def made_up(name: str, wanted: Wanted, options: dict[str, Any]) -> tuple[Synthetic, dict[str, Any]]:
+    """A model of some sizes with random weights, and the options with how these are kept, which it was made for.
+    Raises BrioletteError where this machine has no room for it."""
     model = sizes(name)
     with busy("compiling"):
         module = front(architecture(options["spec"], model.header), model.header)
@@ -82,4 +86,4 @@ def made_up(name: str, wanted: Wanted, options: dict[str, Any]) -> Synthetic:
         f"{model.about}: random weights in its shapes, patterns that repeat, in the formats of a Q4_K_M file; "
         f"running takes {told}"
     )
-    return synthetic(model, set(taken.mapped) - set(taken.rows))
+    return synthetic(model, set(taken.mapped) - set(taken.rows)), options | {"weights": weights}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
@@ -232,7 +233,12 @@ def test_profiled_programs_compute_the_same():
     engine, ids = model.engine, [3, 1, 4, 1, 5]
     wanted = engine.step(ids, 0).copy()
     with engine.profiling() as taken:
+        begin = time.perf_counter()
         assert np.array_equal(engine.step(ids, 0), wanted)
+        seconds = time.perf_counter() - begin
+    inside = taken["prefill"].kernels.sum(axis=1) + taken["prefill"].waits.sum(axis=1)
+    assert (inside > 0).all()
+    assert inside[0] <= (1 + LOOSE) * seconds
     assert set(taken) == {"prefill"}
     assert (taken["prefill"].kernels >= 0).all()
     assert taken["prefill"].kernels.shape == (2, len(taken["prefill"].plan.steps))
