@@ -18,11 +18,10 @@ from briolette.compiler.views import heads_lie_together, view_of
 from .build import I64, PTR, VOID, Build, Target, Value
 from .kernels import Place, experts, linear, packed, rows, small
 from .kernels.attend import Attend, emit_attend, scratch_bytes
-from .profile import Marks, emit_clock
-from .runtime_ir import FIELDS, emit_barrier
+from .profile import Marks, Unmarked
+from .runtime_ir import FIELDS, OF_OTHERS, emit_barrier
 
 PAGE = 4096
-OF_OTHERS = ("barrier", "generation", "entry", "profile")  # fields of the context that programs do not read
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,6 @@ class Emitter:
         self.module.triple = target.triple
         self.kernels: dict[str, ir.Function] = {}
         self.barrier = emit_barrier(self.module, target)
-        if profiled:
-            emit_clock(self.module, target)
 
     def program(self, name: str, plan: Plan, layout: Layout) -> None:
         """`void name(ptr context, i64 tid)`: one step, run by every thread."""
@@ -121,40 +118,34 @@ class Emitter:
 
 class _Program:
     def __init__(self, emitter: Emitter, name: str, plan: Plan, layout: Layout):
-        self.emitter, self.plan, self.layout = emitter, plan, layout
-        self.target, self.module = emitter.target, emitter.module
+        self.emitter, self.plan, self.target, self.module = emitter, plan, emitter.target, emitter.module
         self.weight_at = {item: i for i, item in enumerate(layout.weights)}
         self.plane_at = {(p.slot, p.plane): i for i, p in enumerate(layout.planes)}
         function = ir.Function(self.module, ir.FunctionType(VOID, [PTR, I64]), name)
         self.b = Build(ir.IRBuilder(function.append_basic_block("entry")), self.target)
         self.context, self.tid = function.args
         self.fields = {name: self.load_field(name) for name in FIELDS if name not in OF_OTHERS}
-        self.marks = Marks(self.b, self.load_field("profile"), self.tid, plan) if emitter.profiled else None
+        self.marks = Marks(self.b, self.load_field("profile"), self.tid, plan) if emitter.profiled else Unmarked()
 
     def load_field(self, name: str) -> Value:
-        ty = PTR if FIELDS[name].pointer else I64
-        return self.b.load(self.context, ty, FIELDS[name].offset, align=8)
+        return self.b.load(self.context, PTR if FIELDS[name].pointer else I64, FIELDS[name].offset, align=8)
 
     def emit(self) -> None:
         b = self.b
-        scratch = b.mul(self.tid, self.fields["scratch_stride"])
-        self.scratch = b.at(self.fields["scratch"], scratch)
-        wave, turn = 0, 0
+        self.scratch = b.at(self.fields["scratch"], b.mul(self.tid, self.fields["scratch_stride"]))
+        wave, first = 0, 0
         for index, step in enumerate(self.plan.steps):
             if step.wave != wave:
                 self.meet(wave)
-                wave, turn = step.wave, 0
-            self.step(step.node, turn)
-            if self.marks:
-                self.marks.kernel(index)
-            turn += 1
+                wave, first = step.wave, index
+            self.step(step.node, index - first)
+            self.marks.kernel(index)
         self.meet(wave)
         b.ir.ret_void()
 
     def meet(self, wave: int) -> None:
         self.b.ir.call(self.emitter.barrier, [self.context])
-        if self.marks:
-            self.marks.barrier(wave)
+        self.marks.barrier(wave)
 
     # --- operands -----------------------------------------------------------------------------------
 

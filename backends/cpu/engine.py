@@ -34,7 +34,7 @@ from .memory import (
     scratch_bytes,
 )
 from .pack import Packed, aligned, whole
-from .profile import Clock, Profile
+from .profile import Clock, Profile, emit_clock
 from .runtime_ir import CONTEXT_BYTES, emit_start, emit_worker
 from .support import kernels
 from .threads import Team
@@ -81,6 +81,8 @@ class _Group:
 
     def compile(self, target: Target) -> bytes:
         emitter = Emitter(target, self.profiled)
+        if self.profiled:
+            emit_clock(emitter.module, target)
         for name, planned in self.plans.items():
             emitter.program(name, planned, self.layout)
         return compile_object(emitter.module, target)

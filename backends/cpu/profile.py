@@ -66,6 +66,13 @@ class Marks:
         self.before = now
 
 
+class Unmarked:
+    """In the place of `Marks`, of ordinary programs."""
+
+    def kernel(self, index: int) -> None: ...
+    def barrier(self, wave: int) -> None: ...
+
+
 @dataclass
 class Profile:
     """Seconds that one program's kernels took over `steps` steps, and that threads waited.

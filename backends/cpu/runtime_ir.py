@@ -37,6 +37,7 @@ FIELDS = {
     "generation": Field(256),  # counts steps started
 }
 CONTEXT_BYTES = 320
+OF_OTHERS = ("barrier", "generation", "entry", "profile")  # fields that ordinary programs do not read
 
 
 def _function(

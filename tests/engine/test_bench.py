@@ -256,7 +256,7 @@ def test_ordinary_programs_read_no_clock():
         emitter.program("decode", planned, layout)
         texts[profiled] = str(emitter.module)
     readings = texts[True].count('= call i64 @"llvm.read')
-    assert readings == 2 + len(planned.steps) + planned.waves  # at the start, and of `clock`
+    assert readings == 1 + len(planned.steps) + planned.waves
     assert "counter" not in texts[False]
     assert len(texts[False].splitlines()) < len(texts[True].splitlines())
 
