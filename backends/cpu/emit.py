@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from briolette.backends import formats
 from briolette.compiler.dims import Affine, Dim, product
 from briolette.compiler.ir import Node, topological
 from briolette.compiler.ops import attributes, inverse_frequencies
@@ -18,6 +17,7 @@ from briolette.compiler.views import heads_lie_together, view_of
 from .build import I64, PTR, VOID, Build, Target, Value
 from .kernels import Place, experts, linear, packed, rows, small
 from .kernels.attend import Attend, emit_attend, scratch_bytes
+from .packing import row_bytes
 from .profile import Marks, Unmarked
 from .runtime_ir import FIELDS, OF_OTHERS, emit_barrier
 
@@ -70,11 +70,9 @@ def scratch_of(item: Node) -> int:
         return scratch_bytes(attend_spec(item))
     if item.op != "fused":
         return 0
+    spec = rows_spec(item) if item["family"] == "rows" else linear_spec(item)
     quantised = _quantised(item)
-    if quantised is not None:
-        spec = linear_spec(item)
-        return experts.scratch_bytes(spec, *quantised[1:]) if experts.grouped(spec) else 0
-    return (rows_spec(item) if item["family"] == "rows" else linear_spec(item)).scratch_bytes()
+    return spec.scratch_bytes() if quantised is None else experts.scratch_bytes(spec, *quantised[1:])
 
 
 def planes_of(plan: Plan) -> list[Plane]:
@@ -191,7 +189,7 @@ class _Program:
             inner = item.args[0]
             if item["axis"] != len(item.shape) - 2:
                 raise NotImplementedError(f"a slice of axis {item['axis']} of a weight {list(inner.shape)}")
-            skipped += formats.row_bytes(inner.type.dtype, inner.shape[-1]) * item["start"]
+            skipped += _row_bytes(inner) * item["start"]
             item = inner
         return b.at(table, skipped)
 
@@ -432,7 +430,7 @@ def _row_bytes(weight: Node) -> int:
     """Bytes from one row of a stored matrix to the next."""
     if weight.type.dtype == "f32":
         return 4 * view_of(weight).strides[-2]
-    return formats.row_bytes(weight.type.dtype, weight.shape[-1])
+    return row_bytes(weight.type.dtype, weight.shape[-1], packed=base(weight).op == "pack")
 
 
 def linear_spec(item: Node) -> linear.Linear:

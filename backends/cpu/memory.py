@@ -19,6 +19,7 @@ from briolette.compiler.views import View, view_of
 from ..base import Memory, Options, PlaneMemory, looked_up, stored_bytes
 from .emit import Layout, Plane, layout_of
 from .kernels.packed import ROWS
+from .pack import packed_bytes
 from .packing import PACKED
 from .runtime_ir import CONTEXT_BYTES
 
@@ -114,7 +115,7 @@ def memory(module: Module, cache_type: str) -> Callable[..., Memory]:
                 if weight.op == "weight":
                     mapped[weight["name"]] = stored_bytes(weight)
                 elif weight.op == "pack":
-                    packed[weight.args[0]["name"]] = stored_bytes(weight.args[0])
+                    packed[weight.args[0]["name"]] = packed_bytes(weight.args[0])
                 else:
                     decoded[weight.args[0]["name"]] = 4 * math.prod(weight.shape)
             planes = {(p.slot, p.plane): plane_memory(p, options) for p in layout.planes} | planes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,6 +44,12 @@ def whole(weights: Weights, item: Node) -> NDArray[np.uint8]:
     return stored
 
 
+def packed_bytes(item: Node) -> int:
+    """What a `weight` node takes when it is packed."""
+    *rows, columns = (evaluate(size, {}) for size in item.shape)
+    return packing(item.type.dtype, columns).row_bytes(columns) * math.prod(rows)
+
+
 class Packed:
     """The packed weights of a model; each is made when it is first asked for."""
 
@@ -63,11 +70,11 @@ class Packed:
         return int(self.arrays[name].ctypes.data)
 
     def _pack(self, item: Node) -> NDArray[Any]:
-        stored, how = whole(self.weights, item), packing(item.type.dtype)
-        assert how is not None
+        stored = whole(self.weights, item)
         *rows, columns = (evaluate(size, {}) for size in item.shape)
+        how = packing(item.type.dtype, columns)
         tiles, units = int(np.prod(rows)) // TILE, columns // how.elements
-        made = aligned(stored.nbytes)
+        made = aligned(packed_bytes(item))
         function = SIGNATURE(self._library(how).address("pack"))
         stripe = max(self.threads, STRIPE * tiles // max(1, stored.nbytes))
         with ThreadPoolExecutor(self.threads) as pool:  # ctypes lets go of the interpreter's lock
@@ -83,7 +90,7 @@ class Packed:
         return made
 
     def _library(self, how: Packing) -> Library:
-        name = how.format.name
+        name = f"{how.blocks} {how.format.name}"
         if name not in self.libraries:
 
             def compile() -> bytes:

@@ -4,7 +4,8 @@ A unit is as many blocks of a row as make whole words; its fields are cut into w
 bytes begin at one. A tile is 16 rows: word j of a unit of all 16 rows lies side by side, one vector. So every field of
 a format can be read in lanes, whatever the format, and no sum has to go across them. Words stand in the order in which
 a single row of activations wants them, because memory is fastest when it is read from front to back. Packing moves
-bytes and makes none: a packed weight takes as many as it takes in the file.
+bytes and makes none: a packed weight takes as many as it takes in the file. Only where a row's blocks do not come out
+even, such as 11 of q6_k, units are smaller, and what their last word lacks is left empty.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from llvmlite import ir
 
 from briolette.compiler.opset.matrices import BLOCK, TILE
 
+from .. import formats
 from ..formats import FORMATS, Field, Format
 from .build import F32, I8, I16, I32, I64, PTR, VOID, Build, Target, Value
 
@@ -38,19 +40,23 @@ class Piece:
 
 @dataclass(frozen=True)
 class Packing:
-    """How a format is packed."""
+    """How a format is packed, with so many blocks in a unit."""
 
     format: Format
+    blocks: int
 
-    @cached_property
-    def blocks(self) -> int:
-        """Blocks in a unit."""
-        return next(n for n in (1, 2, 4) if n * self.format.bytes % WORD == 0)
+    @property
+    def stored_bytes(self) -> int:
+        """Of a unit of one row in the file."""
+        return self.blocks * self.format.bytes
 
     @property
     def bytes(self) -> int:
-        """Of a unit of one row."""
-        return self.blocks * self.format.bytes
+        """Of a unit of one row: whole words."""
+        return -(-self.stored_bytes // WORD) * WORD
+
+    def row_bytes(self, columns: int) -> int:
+        return columns // self.elements * self.bytes
 
     @property
     def elements(self) -> int:
@@ -136,14 +142,19 @@ class Packing:
         return high.name if high is not None and high.run == 1 else None
 
 
-def packing(format: str) -> Packing | None:
-    """How a format is packed; None for plain numbers."""
-    found = FORMATS.get(format)
-    return Packing(found) if found is not None and found.quants is not None else None
+def packing(format: str, columns: int) -> Packing:
+    """How weights of a format, one of `PACKED`, with rows of so many columns are packed."""
+    ways = [Packing(FORMATS[format], blocks) for blocks in (1, 2, 4)]
+    return min((how for how in ways if columns % how.elements == 0), key=lambda how: how.bytes / how.blocks)
+
+
+def row_bytes(format: str, columns: int, packed: bool) -> int:
+    """Of a row of a stored weight."""
+    return packing(format, columns).row_bytes(columns) if packed else formats.row_bytes(format, columns)
 
 
 # What can be packed, and the columns that a weight must be a multiple of.
-PACKED = {name: p.elements for name in FORMATS if (p := packing(name)) is not None and p.elements % BLOCK == 0}
+PACKED = {name: f.elements for name, f in FORMATS.items() if f.quants is not None and f.elements % BLOCK == 0}
 
 
 def emit_pack(module: ir.Module, target: Target, name: str, how: Packing) -> ir.Function:
@@ -151,11 +162,11 @@ def emit_pack(module: ir.Module, target: Target, name: str, how: Packing) -> ir.
     function = ir.Function(module, ir.FunctionType(VOID, [PTR, PTR, I64, I64, I64]), name)
     b = Build(ir.IRBuilder(function.append_basic_block("entry")), target)
     source, packed, first, last, units = function.args
-    row_bytes = b.mul(units, how.bytes)
+    row_bytes = b.mul(units, how.stored_bytes)
 
     def unit(index: Value, _: list[Value]) -> None:
         tile, u = b.ir.udiv(index, units), b.ir.urem(index, units)
-        start = b.at(b.at(source, b.mul(b.mul(tile, TILE), row_bytes)), b.mul(u, how.bytes))
+        start = b.at(b.at(source, b.mul(b.mul(tile, TILE), row_bytes)), b.mul(u, how.stored_bytes))
         rows = [b.at(start, b.mul(row_bytes, r)) for r in range(TILE)]
         out = b.at(packed, b.mul(index, how.bytes * TILE))
         words = list(_words(how).items())

@@ -24,7 +24,7 @@ from briolette.backends.cpu.emit import Emitter, layout_of
 from briolette.backends.cpu.engine import CpuEngine
 from briolette.backends.cpu.kernels.packed import ROWS, emit_inner
 from briolette.backends.cpu.memory import form_of
-from briolette.backends.cpu.pack import Packed
+from briolette.backends.cpu.pack import Packed, packed_bytes
 from briolette.backends.cpu.packing import PACKED, TILE, packing
 from briolette.compiler.interp import Interpreter
 from briolette.compiler.ir import Module, Node, topological
@@ -123,16 +123,17 @@ def test_experts_and_parts_of_a_weight(rows):
 @given(
     format=st.sampled_from(["q8_0", "q5_0", "q4_k", "q6_k"]),
     rows=st.sampled_from([2, 3, ROWS, 37, 150]),
+    units=st.integers(1, 2),
     experts=st.integers(1, 7),
     used=st.integers(1, 3),
     shared=st.booleans(),
     threads=st.integers(1, 9),
     prefill=st.sampled_from(["exact", "fast"]),
 )
-def test_experts_take_their_tokens_together(format, rows, experts, used, shared, threads, prefill):
+def test_experts_take_their_tokens_together(format, rows, units, experts, used, shared, threads, prefill):
     """However the tokens spread: experts without any, and those with more than are gathered at a time."""
     p = Program(seed=rows)
-    columns, used = PACKED[format], min(used, experts)
+    columns, used = PACKED[format] * units, min(used, experts)
     ids = node("top", p.input("scores", rows, experts), k=used)
     x = p.input("x", rows, columns if shared else used * columns)
     x = x if shared else node("reshape", x, shape=(T, used, columns))
@@ -221,10 +222,11 @@ def test_only_what_fits_is_packed():
 
 def packed_by_numpy(name: str, stored: np.ndarray) -> np.ndarray:
     """What packing makes of rows [N, bytes], told byte by byte."""
-    how = packing(name)
-    rows, units = len(stored), stored.shape[1] // how.bytes
-    old = stored.reshape(rows // TILE, TILE, units, how.bytes)
-    new = np.empty_like(old)
+    how = packing(name, stored.shape[1] // formats.get(name).bytes * formats.get(name).elements)
+    rows, units = len(stored), stored.shape[1] // how.stored_bytes
+    old = stored.reshape(rows // TILE, TILE, units, how.stored_bytes)
+    old = np.pad(old, [(0, 0)] * 3 + [(0, how.bytes - how.stored_bytes)])
+    new = np.zeros_like(old)
     for (field, _), piece in how.pieces.items():
         part = old[..., piece.source : piece.source + piece.field.length]
         if field == how.spread:
@@ -253,9 +255,25 @@ def test_bytes_are_moved_and_none_is_made(format, target):
     assert np.array_equal(made.arrays["w"], wanted)
 
 
+@pytest.mark.parametrize(
+    ("format", "columns", "unit"),
+    [("q6_k", 2816, 212), ("q6_k", 512, 420), ("q5_0", 96, 24), ("mxfp4", 2880, 36), ("mxfp4", 96, 20)],
+)
+def test_rows_that_do_not_come_out_even_are_filled_up(format, columns, unit):
+    p = Program(seed=14)
+    weight = p.weight("w", TILE, columns, format=format)
+    made = Packed(p.weights, HOST, threads=2)
+    made.address_of(weight)
+    how = packing(format, columns)
+    assert how.bytes == unit
+    assert made.nbytes == packed_bytes(weight) == TILE * unit * (columns // how.elements)
+    stored = p.tensors["w"][1].reshape(TILE, formats.row_bytes(format, columns))
+    assert np.array_equal(made.arrays["w"], packed_by_numpy(format, stored))
+
+
 def test_every_field_has_its_place():
     for name in BLOCKS:
-        how = packing(name)
+        how = packing(name, 1024)
         taken = sorted((piece.at, piece.at + piece.field.length) for piece in how.pieces.values())
         assert taken[0][0] == 0
         assert all(end == start for (_, end), (start, _) in pairwise(taken))
@@ -267,7 +285,7 @@ def test_every_field_has_its_place():
 def test_one_row_reads_weights_from_front_to_back():
     """The first uses of a unit's words of elements, block by block, are in the order of their places."""
     for name in BLOCKS:
-        how = packing(name)
+        how = packing(name, 1024)
         assert sorted(e for span in how.spans for e in span) == list(range(0, how.format.elements, 4))
         for block in range(how.blocks):
             used = dict.fromkeys(word for span in how.spans for e in span for word in how.words(block, e))
@@ -296,7 +314,7 @@ def test_laptops_without_avx512_multiply_bytes_in_one_instruction():
     target = Target(PLAIN.triple, "alderlake", "+avx2,+fma,+f16c,+avxvnni", 8)
     module = ir.Module()
     module.triple = target.triple
-    emit_inner(module, target, packing("q8_0"), 1, 16, 128).linkage = "external"
+    emit_inner(module, target, packing("q8_0", 1024), 1, 16, 128).linkage = "external"
     code = target.machine().emit_assembly(llvm.parse_assembly(str(module)))
     assert code.count("vpdpbusd") == 2 * 2 * 2 * 8  # planes of bytes, halves of 16 rows, blocks of a unit, words
     assert "zmm" not in code

@@ -29,8 +29,8 @@ def grouped(spec: Linear) -> bool:
 
 
 def scratch_bytes(spec: Linear, bits: int, block: int) -> int:
-    """Per thread: the gathered activations."""
-    return TOGETHER * quantised_bytes(spec.inputs, bits, block)
+    """Per thread: the activations that are gathered, if any are."""
+    return 0 if not grouped(spec) else TOGETHER * quantised_bytes(spec.inputs, bits, block)
 
 
 def emit_grouped(module: ir.Module, target: Target, name: str, spec: Linear, bits: int, block: int) -> ir.Function:

@@ -162,7 +162,7 @@ def emit_inner(module: ir.Module, target: Target, how: Packing, rows: int, bits:
 
     A scale is for `block` activations. out: f32 [rows][16], aligned.
     """
-    name = f"packed.{how.format.name}.{rows}.{bits}.{block}"
+    name = f"packed.{how.blocks}.{how.format.name}.{rows}.{bits}.{block}"
     found = module.globals.get(name)
     if found is not None:
         return found
@@ -380,8 +380,7 @@ class PackedProducts(Products):
         b, spec = self.b, self.spec
         found: dict[Node, Value] = {}
         for at, (product, w, pointer) in enumerate(zip(spec.products, self.weights, weights, strict=True)):
-            how = packing(self.operand[w].format)
-            assert how is not None
+            how = packing(self.operand[w].format, spec.inputs)
             inner = emit_inner(b.module, b.target, how, self.tile, self.planes.bits, self.planes.block)
             found[product] = b.scratch(ir.ArrayType(F32, TILE * self.tile), "sums", at)
             units = b.i64(spec.inputs // how.elements)
