@@ -29,7 +29,8 @@ from briolette.compiler.ir import Node
 from briolette.compiler.opset.matrices import BLOCK, LEAST, LEVELS, TILE
 
 from ..build import F32, I8, I32, I64, PTR, VOID, Build, Target, Value
-from ..packing import LINE, Packing, Unit, emit_dot4, packing
+from ..packing import LINE, Packing, Unit, packing
+from ..quads import emit_dot4
 from . import split
 from .linear import Linear, Products
 
