@@ -12,11 +12,10 @@ from briolette.compiler.dims import Affine, Dim, product
 from briolette.compiler.ir import Node, topological
 from briolette.compiler.ops import attributes, inverse_frequencies
 from briolette.compiler.plan import Plan, base, writes_cache
-from briolette.compiler.views import heads_lie_together, view_of
+from briolette.compiler.views import view_of
 
 from .build import I64, PTR, VOID, Build, Target, Value
-from .kernels import Place, experts, linear, packed, rows, small
-from .kernels.attend import Attend, emit_attend, scratch_bytes
+from .kernels import Place, attend, attend_many, attend_one, attend_parts, experts, linear, packed, rows, small
 from .packing import row_bytes
 from .profile import Marks, Unmarked
 from .runtime_ir import FIELDS, OF_OTHERS, emit_barrier
@@ -43,19 +42,26 @@ class Layout:
     weights: tuple[Node, ...]  # `weight`, or `dequant` of one: decoded to f32 at load
     planes: tuple[Plane, ...]
     scratch: int  # bytes per thread
+    shared: int  # bytes of scratch that all threads use
 
 
 def layout_of(plans: Sequence[Plan]) -> Layout:
     """The tables that programs of one model share."""
     weights: dict[Node, None] = {}
     planes: dict[tuple[int, str], Plane] = {}
-    scratch = 0
+    scratch = shared = 0
     for plan in plans:
         planes = {(p.slot, p.plane): p for p in planes_of(plan)} | planes
         for step in plan.steps:
             weights |= dict.fromkeys(source for arg in step.node.args if (source := stored(arg)) is not None)
             scratch = max(scratch, scratch_of(step.node))
-    return Layout(tuple(weights), tuple(planes.values()), (scratch + PAGE - 1) // PAGE * PAGE)
+            if step.node.op == "attend":
+                shared = max(shared, attend_parts.layout(attend.spec_of(step.node))[1])
+    return Layout(tuple(weights), tuple(planes.values()), _pages(scratch), _pages(shared))
+
+
+def _pages(size: int) -> int:
+    return -(-size // PAGE) * PAGE
 
 
 def stored(item: Node) -> Node | None:
@@ -67,7 +73,8 @@ def stored(item: Node) -> Node | None:
 def scratch_of(item: Node) -> int:
     """Bytes of scratch a step needs for each thread."""
     if item.op == "attend":
-        return scratch_bytes(attend_spec(item))
+        shapes = (attend_parts.own_layout,) if item.shape[0] == 1 else (attend_parts.own_layout, attend_many.layout)
+        return max(layout(attend.spec_of(item))[1] for layout in shapes)
     if item.op != "fused":
         return 0
     spec = rows_spec(item) if item["family"] == "rows" else linear_spec(item)
@@ -130,20 +137,26 @@ class _Program:
 
     def emit(self) -> None:
         b = self.b
-        self.scratch = b.at(self.fields["scratch"], b.mul(self.tid, self.fields["scratch_stride"]))
-        wave, first = 0, 0
-        for index, step in enumerate(self.plan.steps):
-            if step.wave != wave:
-                self.meet(wave)
-                wave, first = step.wave, index
-            self.step(step.node, index - first)
-            self.marks.kernel(index)
-        self.meet(wave)
+        scratch = b.add(b.mul(self.tid, self.fields["scratch_stride"]), self.layout.shared)
+        self.scratch = b.at(self.fields["scratch"], scratch)
+        self.wave, first = 0, 0
+        for self.index, step in enumerate(self.plan.steps):
+            if step.wave != self.wave:
+                self.meet()
+                self.wave, first = step.wave, self.index
+            self.step(step.node, self.index - first)
+            self.marks.kernel(self.index)
+        self.meet()
         b.ir.ret_void()
 
-    def meet(self, wave: int) -> None:
+    def meet(self) -> None:
         self.b.ir.call(self.emitter.barrier, [self.context])
-        self.marks.barrier(wave)
+        self.marks.barrier(self.wave)
+
+    def meet_within(self) -> None:
+        """A barrier between the parts of one step."""
+        self.marks.kernel(self.index)
+        self.meet()
 
     # --- operands -----------------------------------------------------------------------------------
 
@@ -240,7 +253,7 @@ class _Program:
         # Kernels of a wave that have one row each begin with different threads.
         tid = self.tid if turn == 0 else b.ir.urem(b.add(self.tid, turn), threads)
         args = [self.pointer(arg) for arg in item.args]
-        self.call(function, *args, out, capacity, self.scratch, tokens, tid, threads)
+        self.call(function, *args, out, capacity, self.fields["slots"], self.scratch, tokens, tid, threads)
 
     def quantize(self, item: Node) -> None:
         (x,) = item.args
@@ -252,14 +265,24 @@ class _Program:
         self.call(function, self.pointer(x), self.pointer(item), *sizes, self.tid, self.fields["threads"])
 
     def attend(self, item: Node) -> None:
+        """Rows alone of their sequence, in parts that are put together between two barriers; then all others."""
         q, k, v, pos = item.args
-        spec = attend_spec(item)
-        function = self.emitter.kernel(
-            "attend", f"attend {spec}", lambda name: emit_attend(self.module, self.target, name, spec)
-        )
+        spec, fields = attend.spec_of(item), self.fields
+
+        def kernel(emit: Callable[[ir.Module, Target, str, attend.Attend], ir.Function]) -> ir.Function:
+            name = emit.__name__.removeprefix("emit_")
+            return self.emitter.kernel(name, f"{name} {spec}", lambda n: emit(self.module, self.target, n, spec))
+
         (keys, capacity), (values, _) = self.plane(base(k)), self.plane(base(v))
-        ends = (self.pointer(item), self.scratch, capacity, self.size(q.shape[0]), self.tid, self.fields["threads"])
-        self.call(function, self.pointer(q), keys, values, self.pointer(pos), *ends)
+        out = self.pointer(item)
+        given = (self.pointer(q), keys, values, self.pointer(pos), fields["slots"], out, self.scratch, capacity)
+        given = (*given, self.size(q.shape[0]), self.tid, fields["threads"])
+        self.call(kernel(attend_one.emit_attend_one), *given, fields["scratch"])
+        self.meet_within()
+        self.call(kernel(attend_parts.emit_merge), out, self.scratch, fields["scratch"], self.tid, fields["threads"])
+        self.meet_within()
+        if q.shape[0] != 1:
+            self.call(kernel(attend_many.emit_attend_many), *given)
 
     def small(self, item: Node, key: str, make: Callable[[str], ir.Function]) -> None:
         function = self.emitter.kernel(item.op, f"{item.op} {key}", make)
@@ -317,28 +340,6 @@ def kernel_key(item: Node, spec: object) -> str:
         lines.append(f"{names[at]} = {at.op}({', '.join(names[a] for a in at.args)}) {attrs} : {at.type}")
     operands = getattr(spec, "operands", ())
     return "\n".join([item["family"], *lines, *map(repr, operands)])
-
-
-def attend_spec(item: Node) -> Attend:
-    """The attention kernel of a node: shapes, cache element types, how queries lie."""
-    q, k, v, _ = item.args
-    view = view_of(q)
-    k_write, v_write = writes_cache(base(k)), writes_cache(base(v))
-    assert k_write is not None and v_write is not None
-    assert heads_lie_together(view)
-    return Attend(
-        heads=_int(q.shape[1]),
-        groups=_int(k.shape[1]),
-        key_size=_int(q.shape[2]),
-        value_size=_int(v.shape[2]),
-        key_dtype=k_write.type.dtype,
-        value_dtype=v_write.type.dtype,
-        scale=item["scale"],
-        window=item.get("window"),
-        softcap=item.get("softcap"),
-        q_stride=view.strides[0],
-        single=q.shape[0] == 1,
-    )
 
 
 def _tiling(item: Node) -> tuple[int, int, int]:

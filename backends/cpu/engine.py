@@ -218,12 +218,13 @@ class CpuEngine:
         # What rings hold, before they are written: after an interruption they may or may not have been.
         for capacity in {p.capacity for p in self.planes.values()}:
             self.oldest[capacity] = max(min(self.oldest.get(capacity, 0), start), end - capacity)
-        positions = np.arange(start, end, dtype=np.int32)
+        positions, slots = np.arange(start, end, dtype=np.int32), np.zeros(len(ids), np.int32)
         if out is None:
             out = np.empty(result_bytes(loaded.results[program], len(ids)) // 4, np.float32)
         fields = loaded.fields | {
             "tokens": ids.ctypes.data,
             "positions": positions.ctypes.data,
+            "slots": slots.ctypes.data,
             "out": out.ctypes.data,
             "rows": len(ids),
         }

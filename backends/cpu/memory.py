@@ -66,7 +66,7 @@ def arena_bytes(plans: Sequence[Plan]) -> int:
 
 
 def scratch_bytes(layout: Layout, threads: int) -> int:
-    return max(1, layout.scratch * threads)
+    return max(1, layout.shared + layout.scratch * threads)
 
 
 def table_bytes(layout: Layout) -> int:

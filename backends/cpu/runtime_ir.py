@@ -27,11 +27,12 @@ FIELDS = {
     "planes": Field(40, True),  # pointers to cache planes
     "capacities": Field(48, True),  # i64: positions each plane has room for
     "out": Field(56, True),  # f32[rows or 1, vocabulary]
-    "scratch": Field(64, True),
+    "scratch": Field(64, True),  # what all threads use, then what each has for itself
     "scratch_stride": Field(72),  # bytes between the scratch of two threads
     "threads": Field(80),
     "entry": Field(88, True),  # the program that this generation runs
     "profile": Field(96, True),  # i64: slots of time, see profile.py; of profiled programs alone
+    "slots": Field(104, True),  # i32[rows]: the sequence that each row belongs to, as a part of the planes
     "arrived": Field(128),
     "barrier": Field(192),  # counts barriers passed
     "generation": Field(256),  # counts steps started

@@ -16,7 +16,10 @@ from programs import ARM, HOST, PLAIN, RUNNABLE, undefined
 
 from briolette.backends.cpu.build import I64, PTR, VOID, Build, Target
 from briolette.backends.cpu.kernels import split
-from briolette.backends.cpu.kernels.attend import Attend, emit_attend
+from briolette.backends.cpu.kernels.attend import Attend
+from briolette.backends.cpu.kernels.attend_many import emit_attend_many
+from briolette.backends.cpu.kernels.attend_one import emit_attend_one
+from briolette.backends.cpu.kernels.attend_parts import emit_merge
 from briolette.backends.cpu.kernels.small import emit_combine, emit_rope_table, emit_take, emit_top
 from briolette.compiler.interp import Interpreter
 from briolette.compiler.ops import OPS, inverse_frequencies
@@ -152,9 +155,9 @@ KERNELS = {
     "combine": (emit_combine, 3, 37),
 }
 for dtype in ("f32", "f16", "bf16"):
-    for single in (True, False):
-        spec = Attend(8, 2, 65, 71, dtype, dtype, 1.0, 9, 30.0, 520, single)
-        KERNELS[f"attend {dtype}{' single' * single}"] = (emit_attend, spec)
+    for emit in (emit_attend_one, emit_merge, emit_attend_many):
+        spec = Attend(8, 2, 65, 71, dtype, dtype, 1.0, 9, 30.0, 520)
+        KERNELS[f"{emit.__name__} {dtype}"] = (emit, spec)
 
 
 @pytest.mark.parametrize("target", [ARM, PLAIN, HOST], ids=["aarch64", "x86-64", "host"])

@@ -1,42 +1,38 @@
-"""Causal attention over a ring-buffered KV cache, with an online softmax (Milakov and Gimelshein 2018,
-algorithm 3): a tile of positions is scored, exponentiated and multiplied with V before the next tile.
+"""Causal attention over ring-buffered KV caches, with an online softmax (Milakov and Gimelshein 2018, algorithm 3):
+a tile of positions is scored, exponentiated and multiplied with V before the next tile.
 
-A thread works on an *item*: some tokens and some heads of one KV group, so at most a few dozen vectors of q
-that share every K and V row loaded. Their state lies in the thread's scratch:
+Each row (a token of a step) belongs to a sequence, whose part of the cache it sees. There are two kernels, for two
+shapes of work, and each leaves the other's rows alone:
 
-    q      [n][padded key size]      copied, so that the loops see one stride and no remainder
-    out    [n][padded value size]    weighted sum of V so far
-    scores [n][TILE]                 of this tile; later their exponentials
-    peak, total, fade [n]            maximum and sum so far; factor that brings `out` to a new maximum
-    first, last [n]                  visible positions, i64
+* `attend_one`: rows whose neighbours are of other sequences, as in decoding. K and V are read once, from memory.
+* `attend_many`: runs of rows of one sequence, as in a prompt. K and V of a tile serve many queries.
+
+Here is what they share: what they are specialised to, rows of a cache, who sees what, and the way round a ring.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from llvmlite import ir
 
-from briolette.backends.cpu.build import F32, I16, I32, I64, PTR, VOID, Build, Target, Value
-from briolette.backends.cpu.kernels import split
-from briolette.backends.cpu.math import exp, softcap
+from briolette.compiler.ir import Node
+from briolette.compiler.plan import base, writes_cache
+from briolette.compiler.views import heads_lie_together, view_of
 
-TILE = 64  # positions: K and V of a tile stay in L2, V of a tile and a few columns in L1
-QUERIES = 32  # vectors of q in an item, where tokens are there to fill it
-BLOCK = 4  # positions whose scores are computed together
+from ..build import F32, I16, I32, I64, PTR, VOID, Build, Target, Value
+from ..math import exp
+
+TILE = 64  # positions: K and V of a tile stay in L2
 LOWEST = -3.4028234663852886e38  # a maximum of nothing: finite, because it is subtracted from itself
-PARAMETERS = ("q", "k", "v", "pos", "out", "scratch", "capacity", "rows", "tid", "threads")
+PARAMETERS = ("q", "k", "v", "pos", "slots", "out", "scratch", "capacity", "rows", "tid", "threads")
 WIDTHS = {"f32": 4, "f16": 2, "bf16": 2}
 
 
 @dataclass(frozen=True)
 class Attend:
-    """What an attention kernel is specialised to.
-
-    q_stride: floats from one token's q to the next's. single: one token only, whose heads threads divide.
-    """
+    """What an attention kernel is specialised to. q_stride: floats from one token's q to the next's."""
 
     heads: int
     groups: int
@@ -48,65 +44,62 @@ class Attend:
     window: int | None
     softcap: float | None
     q_stride: int
-    single: bool
 
     @property
     def share(self) -> int:
         """Query heads of a group."""
         return self.heads // self.groups
 
-    @property
-    def most_rows(self) -> int:
-        """Tokens of an item."""
-        return 1 if self.single else max(1, QUERIES // self.share)
 
-    @cached_property
-    def scratch(self) -> dict[str, tuple[int, int]]:
-        """Where each array of scratch begins, and the bytes from one query to the next; "" is the end."""
-        sizes = {"q": _padded(self.key_size), "out": _padded(self.value_size), "scores": TILE}
-        strides = {name: 4 * n for name, n in sizes.items()}
-        strides |= {"peak": 4, "total": 4, "fade": 4, "first": 8, "last": 8}
-        places, end, n = {}, 0, self.most_rows * self.share
-        for name, stride in strides.items():
-            places[name] = (end, stride)
-            end += -(-stride * n // 64) * 64
-        return {**places, "": (end, 0)}
+def spec_of(item: Node) -> Attend:
+    """The attention of a node: shapes, cache element types, how queries lie."""
+    q, k, v, _ = item.args
+    view = view_of(q)
+    assert heads_lie_together(view)
+    sizes = (q.shape[1], k.shape[1], q.shape[2], v.shape[2])
+    assert all(isinstance(size, int) for size in sizes)
+    dtypes = [write.type.dtype for x in (k, v) if (write := writes_cache(base(x))) is not None]
+    return Attend(*sizes, *dtypes, item["scale"], item.get("window"), item.get("softcap"), view.strides[0])
 
 
-def _padded(n: int) -> int:
+@dataclass(frozen=True)
+class Array:
+    """An array in scratch: where it begins, and the bytes from one of its rows to the next."""
+
+    offset: int
+    stride: int
+
+
+def arrays(sizes: Mapping[str, tuple[int, int]]) -> tuple[dict[str, Array], int]:
+    """Arrays of so many rows and bytes a row, one after another; and the bytes of them all."""
+    places, end = {}, 0
+    for name, (rows, stride) in sizes.items():
+        places[name] = Array(end, stride)
+        end += -(-rows * stride // 64) * 64
+    return places, end
+
+
+def padded(n: int) -> int:
     """Up to whole vectors of the widest target."""
     return -(-n // 16) * 16
 
 
-def scratch_bytes(spec: Attend) -> int:
-    """Bytes of scratch that a thread needs (64-aligned is best): the same for every context length."""
-    return spec.scratch[""][0]
+def declare(module: ir.Module, target: Target, name: str, *more: str) -> tuple[ir.Function, Build]:
+    """`void name(ptr q, k, v, pos, slots, out, scratch, i64 capacity, rows, tid, threads, ptr more...)`
 
-
-def emit_attend(module: ir.Module, target: Target, name: str, spec: Attend) -> ir.Function:
-    """`void name(ptr q, k, v, pos, out, scratch, i64 capacity, rows, tid, threads)`
-
-    q: f32 [rows, heads, key_size], rows `q_stride` apart. k: [groups, capacity, key_size], v: [groups,
-    capacity, value_size], position p in slot p % capacity. pos: i32 [rows], in any order. out: f32 [rows,
-    heads, value_size]. scratch: `scratch_bytes` of this thread's own. Threads write disjoint parts of out.
-    Slots of all positions from the lowest to the highest that a row sees must hold finite numbers, even those
+    q: f32 [rows, heads, key_size], rows `q_stride` apart. k: [slots, groups, capacity, key_size], v: [slots, groups,
+    capacity, value_size], position p at p % capacity. pos: i32 [rows], in any order. slots: i32 [rows], the sequence
+    that each row belongs to. out: f32 [rows, heads, value_size]. scratch: this thread's own. Threads write disjoint
+    parts of out. All positions from the lowest to the highest that a row sees must hold finite numbers, even those
     that no row sees (there are such only where `pos` has gaps). The rest of the ring is not read.
     """
-    function = ir.Function(module, ir.FunctionType(VOID, [PTR] * 6 + [I64] * 4), name)
-    for argument, label in zip(function.args, PARAMETERS, strict=True):
+    function = ir.Function(module, ir.FunctionType(VOID, [PTR] * 7 + [I64] * 4 + [PTR] * len(more)), name)
+    for argument, label in zip(function.args, (*PARAMETERS, *more), strict=True):
         argument.name = label
-    b = Build(ir.IRBuilder(function.append_basic_block()), target)
-    kernel = _Kernel(b, spec, *function.args[:7])
-    rows, tid, threads = function.args[7:]
-    if spec.single:
-        kernel.divide_heads(tid, threads)
-    else:
-        kernel.divide_rows(rows, tid, threads)
-    b.ir.ret_void()
-    return function
+    return function, Build(ir.IRBuilder(function.append_basic_block()), target)
 
 
-class _Row:
+class Row:
     """Rows of `size` elements of `dtype`, read as f32 vectors, the last one filled up with zeros."""
 
     def __init__(self, b: Build, dtype: str, size: int):
@@ -167,327 +160,90 @@ def pieces(n: int) -> list[int]:
     return [1 << i for i in reversed(range(n.bit_length())) if n >> i & 1]
 
 
-@dataclass(frozen=True)
-class _Item:
-    """n = rows * heads queries, ordered so: heads from `head` on, of `group`, of each row from `row` on."""
+class Kernel:
+    """The arguments of an attention kernel, and what follows from them."""
 
-    row: Value
-    rows: Value
-    group: Value
-    head: Value
-    heads: Value
-    n: Value
+    def __init__(self, b: Build, spec: Attend, args: tuple[Value, ...], places: Mapping[str, Array]):
+        self.b, self.spec, self.places = b, spec, places
+        self.q, self.k, self.v, self.pos, self.slots, self.out, self.scratch = args[:7]
+        self.capacity, self.rows, self.tid, self.threads = args[7:11]
+        self.keys = Row(b, spec.key_dtype, spec.key_size)
+        self.values = Row(b, spec.value_dtype, spec.value_size)
 
+    def place(self, name: str, row: Value) -> Value:
+        """A row of an array in scratch."""
+        array = self.places[name]
+        return self.b.at(self.b.at(self.scratch, array.offset), self.b.mul(row, array.stride))
 
-class _Kernel:
-    def __init__(
-        self,
-        b: Build,
-        spec: Attend,
-        q: Value,
-        k: Value,
-        v: Value,
-        pos: Value,
-        out: Value,
-        scratch: Value,
-        capacity: Value,
-    ):
-        self.b, self.spec, self.capacity = b, spec, capacity
-        self.q, self.k, self.v, self.pos, self.out, self.scratch = q, k, v, pos, out, scratch
-        self.keys = _Row(b, spec.key_dtype, spec.key_size)
-        self.values = _Row(b, spec.value_dtype, spec.value_size)
-        self.queries = _Row(b, "f32", spec.key_size)
-        self.roomy = b.target.arm or b.target.has("avx512vl")  # 32 vector registers, not 16
-        # Queries of which a block of scores, or of outputs, is accumulated in registers at once.
-        most = spec.share * spec.most_rows
-        self.blocks = [n for n in ((4, 2, 1) if self.roomy else (2, 1)) if n <= most]
+    def sight(self, row: Value) -> tuple[Value, Value]:
+        """The first and the last position that a row sees, i64."""
+        b, window = self.b, self.spec.window
+        last = b.ir.sext(b.load(self.pos, I32, b.mul(row, 4), align=4), I64)
+        return b.i64(0) if window is None else larger(b, b.sub(last, window - 1), b.i64(0)), last
 
-    # -- who does what --
+    def borders(self, row: Value) -> tuple[Value, Value]:
+        """Whether a run of rows of one sequence begins at a row, and whether one ends with it."""
+        b, end = self.b, self.b.sub(self.rows, 1)
+        before, after = larger(b, b.sub(row, 1), b.i64(0)), smaller(b, b.add(row, 1), end)
+        mine, previous, following = (b.load(self.slots, I32, b.mul(r, 4), align=4) for r in (row, before, after))
+        begins = b.ir.or_(b.ir.icmp_signed("==", row, b.i64(0)), b.ir.icmp_signed("!=", previous, mine))
+        ends = b.ir.or_(b.ir.icmp_signed("==", row, end), b.ir.icmp_signed("!=", following, mine))
+        return begins, ends
 
-    def divide_heads(self, tid: Value, threads: Value) -> None:
-        """One token: a thread takes adjacent heads, so that few groups are read by two threads."""
-        b, share = self.b, self.spec.share
-        first, last = split(b, b.i64(self.spec.heads), tid, threads)
-
-        def turn(group: Value, _: list[Value]) -> None:
-            start = b.mul(group, share)
-            head = self._larger(first, start)
-            heads = b.sub(self._smaller(last, b.add(start, share)), head)
-            self.item(_Item(b.i64(0), b.i64(1), group, head, heads, heads))
-
-        # The last group is that of head `last - 1`; without a head the loop must not run at all.
-        stop = b.add(b.ir.udiv(b.sub(last, 1), b.i64(share)), 1)
-        stop = b.ir.select(b.ir.icmp_signed("<", first, last), stop, b.i64(0))
-        b.loop(b.ir.udiv(first, b.i64(share)), stop, 1, [], turn)
-
-    def divide_rows(self, rows: Value, tid: Value, threads: Value) -> None:
-        """Many tokens: items are dealt out there and back again, because later tokens see more positions."""
-        b, spec = self.b, self.spec
-        groups = b.i64(spec.groups)
-        # A few items a thread at least, if there are so many tokens.
-        fair = b.ir.udiv(b.mul(rows, groups), b.mul(threads, 4))
-        size = self._larger(self._smaller(fair, b.i64(spec.most_rows)), b.i64(1))
-        blocks = self._quotient_up(rows, size)
-        items = b.mul(blocks, groups)
-
-        def turn(i: Value, _: list[Value]) -> None:
-            back = b.ir.icmp_unsigned("!=", b.bit_and(i, 1), b.i64(0))
-            mine = b.ir.select(back, b.sub(b.sub(threads, 1), tid), tid)
-            item = b.add(b.mul(i, threads), mine)
-            with b.ir.if_then(b.ir.icmp_signed("<", item, items)):
-                block, group = b.ir.udiv(item, groups), b.ir.urem(item, groups)
-                row = b.mul(block, size)
-                count = self._smaller(size, b.sub(rows, row))
-                head, share = b.mul(group, spec.share), b.i64(spec.share)
-                self.item(_Item(row, count, group, head, share, b.mul(count, share)))
-
-        b.loop(0, self._quotient_up(items, threads), 1, [], turn)
-
-    # -- an item --
-
-    def item(self, item: _Item) -> None:
+    def cache(self, row: Value, group: Value) -> tuple[Value, Value]:
+        """Where the rings of K and V of a row's sequence and a group begin."""
         b = self.b
-        low, high = self.gather(item)
-        stop, capacity = b.add(high, 1), self.capacity
-        stride = b.mul(item.group, capacity)
+        slot = b.ir.sext(b.load(self.slots, I32, b.mul(row, 4), align=4), I64)
+        ring = b.mul(b.add(b.mul(slot, self.spec.groups), group), self.capacity)
+        return b.at(self.k, b.mul(ring, self.keys.stride)), b.at(self.v, b.mul(ring, self.values.stride))
+
+    def tiles(self, low: Value, stop: Value, body: Callable[[Value, Value, Value], None]) -> None:
+        """`body(position, place in the ring, count)` for positions low to stop (exclusive), a tile at a time.
+
+        Tiles end at multiples of TILE, so that the same positions are summed up together whatever else an item has.
+        """
+        b, capacity = self.b, self.capacity
 
         def lap(start: Value, _: list[Value]) -> None:
-            """The ring once round: positions start .. start + capacity lie in slots 0 .. capacity."""
+            """The ring once round: positions start .. start + capacity lie in places 0 .. capacity."""
 
-            def tile(p: Value, _: list[Value]) -> None:
-                slot = b.add(stride, b.sub(p, start))
-                count = self._smaller(b.sub(end, p), b.i64(TILE))
-                keys = b.at(self.k, b.mul(slot, self.keys.stride))
-                values = b.at(self.v, b.mul(slot, self.values.stride))
-                self.score(item, keys, values, count)
-                self.soften(item, p, count)
-                self.accumulate(item, values, count, b.at(keys, TILE * self.keys.stride))
+            def tile(whole: Value, _: list[Value]) -> None:
+                p = larger(b, whole, first)
+                body(p, b.sub(p, start), b.sub(smaller(b, b.add(whole, TILE), end), p))
 
-            end = self._smaller(stop, b.add(start, capacity))
-            b.loop(self._larger(low, start), end, TILE, [], tile)
+            first, end = larger(b, low, start), smaller(b, stop, b.add(start, capacity))
+            b.loop(b.bit_and(first, -TILE), end, TILE, [], tile)
 
         b.loop(b.sub(low, b.ir.urem(low, capacity)), stop, capacity, [], lap)
-        self.finish(item)
-
-    def gather(self, item: _Item) -> list[Value]:
-        """Copy q into scratch and start every query; the lowest and the highest position seen."""
-        b, spec = self.b, self.spec
-
-        def token(r: Value, seen: list[Value]) -> list[Value]:
-            at = b.add(item.row, r)
-            last = b.ir.sext(b.load(self.pos, I32, b.mul(at, 4), align=4), I64)
-            first = b.i64(0)
-            if spec.window is not None:
-                first = self._larger(b.sub(last, spec.window - 1), first)
-            source = b.at(self.q, b.mul(at, 4 * spec.q_stride))
-
-            def head(h: Value, _: list[Value]) -> None:
-                i = b.add(b.mul(r, item.heads), h)
-                given = b.at(source, b.mul(b.add(item.head, h), self.queries.stride))
-                copy, out = self.place("q", i), self.place("out", i)
-                row = self.queries
-                row.each(lambda j, partial: row.store(row.load(given, j, partial), copy, j))
-                self.values.each(lambda j, partial: self.values.store(b.zeros(), out, j))
-                b.store(b.f32(LOWEST), self.place("peak", i), align=4)
-                b.store(b.f32(0.0), self.place("total", i), align=4)
-                b.store(first, self.place("first", i), align=8)
-                b.store(last, self.place("last", i), align=8)
-
-            b.loop(0, item.heads, 1, [], head)
-            return [self._smaller(seen[0], first), self._larger(seen[1], last)]
-
-        return b.loop(0, item.rows, 1, [b.i64((1 << 63) - 1), b.i64(-1)], token)
-
-    def score(self, item: _Item, keys: Value, values: Value, count: Value) -> None:
-        """scores = q K^T of a tile. Beyond `count`, up to whole blocks, positions repeat the last one."""
-        b = self.b
-
-        def block(j: Value, _: list[Value]) -> None:
-            last = b.sub(count, 1)
-            coming = b.at(values, b.mul(j, self.values.stride))
-            rows = [b.at(keys, b.mul(self._smaller(b.add(j, i), last), self.keys.stride)) for i in range(BLOCK)]
-
-            def some(q: Value, n: int) -> None:
-                starts = [self.place("q", b.add(q, i)) for i in range(n)]
-
-                def products(d: int | Value, sums: list[Value], partial: bool = False) -> list[Value]:
-                    self.ask(coming, d, BLOCK * self.values.stride, self.keys.whole)
-                    ks = [self.keys.load(row, d, partial) for row in rows]
-                    sums = list(sums)
-                    for i, start in enumerate(starts):
-                        x = self.queries.load(start, d)
-                        for c, key in enumerate(ks):
-                            sums[i * BLOCK + c] = b.fma(x, key, sums[i * BLOCK + c])
-                    return sums
-
-                sums = b.loop(0, self.keys.whole, 1, [b.zeros()] * (n * BLOCK), products)
-                if self.keys.tail:
-                    sums = products(self.keys.whole, sums, True)
-                for i in range(n):
-                    four = reduce_four(b, sums[i * BLOCK : (i + 1) * BLOCK])
-                    b.store(four, b.at(self.place("scores", b.add(q, i)), b.mul(j, 4)))
-
-            self.in_blocks(item.n, some)
-
-        b.loop(0, count, BLOCK, [], block)
-
-    def soften(self, item: _Item, p: Value, count: Value) -> None:
-        """Scores of a tile that starts at position p become exponentials, relative to the new maximum."""
-        b, spec, lanes = self.b, self.spec, self.b.lanes
-        counting = b.const(b.vec(I32), list(range(lanes)))
-
-        def query(q: Value, _: list[Value]) -> None:
-            scores = self.place("scores", q)
-            first = self._larger(b.sub(b.load(self.place("first", q), I64), p), b.i64(0))
-            last = self._smaller(b.add(b.sub(b.load(self.place("last", q), I64), p), 1), count)
-            first, last = (b.splat(b.ir.trunc(v, I32)) for v in (first, last))
-
-            def scale(j: Value, carried: list[Value]) -> list[Value]:
-                at = b.mul(j, 4)
-                s = b.mul(b.load(scores, b.vec(F32), at), spec.scale)
-                if spec.softcap is not None:
-                    s = softcap(b, s, spec.softcap)
-                index = b.add(counting, b.splat(b.ir.trunc(j, I32)))
-                seen = b.ir.and_(b.ir.icmp_signed(">=", index, first), b.ir.icmp_signed("<", index, last))
-                s = b.ir.select(seen, s, b.splat(float("-inf")))
-                b.store(s, scores, at)
-                return [b.max(s, carried[0])]
-
-            (peaks,) = b.loop(0, count, lanes, [b.splat(LOWEST)], scale)
-            before = b.load(self.place("peak", q), F32)
-            peak = b.max(b.reduce_max(peaks), before)
-            fade = exp(b, b.sub(before, peak))
-            top = b.splat(peak)
-
-            def power(j: Value, carried: list[Value]) -> list[Value]:
-                at = b.mul(j, 4)
-                s = b.sub(b.load(scores, b.vec(F32), at), top)
-                # What would be subnormal counts for nothing, but would be slow to multiply with.
-                e = b.ir.select(b.ir.fcmp_ordered(">", s, b.splat(-87.0)), exp(b, s), b.zeros())
-                b.store(e, scores, at)
-                return [b.add(carried[0], e)]
-
-            (sums,) = b.loop(0, count, lanes, [b.zeros()], power)
-            total = b.fma(b.load(self.place("total", q), F32), fade, b.reduce_add(sums))
-            for name, value in (("peak", peak), ("fade", fade), ("total", total)):
-                b.store(value, self.place(name, q), align=4)
-
-        b.loop(0, item.n, 1, [], query)
-
-    def accumulate(self, item: _Item, values: Value, count: Value, coming: Value) -> None:
-        """out = out * fade + exponentials V, as many columns at a time as stay in registers."""
-        b, row = self.b, self.values
-
-        def some_columns(e: Value, width: int, partial: bool = False) -> None:
-            def some(q: Value, n: int) -> None:
-                outs = [self.place("out", b.add(q, i)) for i in range(n)]
-                weights = [self.place("scores", b.add(q, i)) for i in range(n)]
-                fades = [b.splat(b.load(self.place("fade", b.add(q, i)), F32)) for i in range(n)]
-
-                def add(j: Value, sums: list[Value]) -> list[Value]:
-                    at = b.at(values, b.mul(j, row.stride))
-                    self.ask(b.at(coming, b.mul(j, self.keys.stride)), e, self.keys.stride, row.whole, width)
-                    ps = [b.splat(b.load(w, F32, b.mul(j, 4))) for w in weights]
-                    sums = list(sums)
-                    for c in range(width):
-                        v = row.load(at, b.add(e, c), partial)
-                        for i, p in enumerate(ps):
-                            sums[i * width + c] = b.fma(p, v, sums[i * width + c])
-                    return sums
-
-                # The tile is summed by itself: fewer roundings than adding each position to the whole.
-                tile = b.loop(0, count, 1, [b.zeros()] * (n * width), add)
-                columns = [b.mul(b.add(e, c), 4 * b.lanes) for c in range(width)]
-                places = [b.at(out, column) for out in outs for column in columns]
-                for i, (place, new) in enumerate(zip(places, tile, strict=True)):
-                    old = b.load(place, b.vec(F32))
-                    b.store(b.fma(old, fades[i // width], new), place)
-
-            self.in_blocks(item.n, some)
-
-        for first, last, width in _columns(row.whole, 4):
-            b.loop(first, last, width, [], lambda e, _, width=width: some_columns(e, width))
-        if row.tail:
-            some_columns(b.i64(row.whole), 1, True)
-
-    def finish(self, item: _Item) -> None:
-        """out / total, to where it belongs."""
-        b, spec = self.b, self.spec
-
-        def token(r: Value, _: list[Value]) -> None:
-            def head(h: Value, _: list[Value]) -> None:
-                i = b.add(b.mul(r, item.heads), h)
-                total = b.splat(b.load(self.place("total", i), F32))
-                at = b.add(b.mul(b.add(item.row, r), spec.heads), b.add(item.head, h))
-                to, source = b.at(self.out, b.mul(at, 4 * spec.value_size)), self.place("out", i)
-
-                def vector(j: int | Value, partial: bool) -> None:
-                    at = b.mul(b.i64(j) if isinstance(j, int) else j, 4 * b.lanes)
-                    self.values.store(b.div(b.load(source, b.vec(F32), at), total), to, j, partial)
-
-                self.values.each(vector)
-
-            b.loop(0, item.heads, 1, [], head)
-
-        b.loop(0, item.rows, 1, [], token)
-
-    # -- helpers --
-
-    def ask(self, ptr: Value, part: int | Value, size: int, parts: int, count: int = 1) -> None:
-        """Prefetch `count` of the `parts` of `size` bytes. A single token uses each byte once, from memory:
-        V had better arrive while scores are made, and the next tile's K while V is multiplied."""
-        if self.spec.single and parts and not isinstance(part, int):
-            span = -(-size // parts)
-            self.b.prefetch(ptr, self.b.mul(part, span), span * count)
-
-    def in_blocks(self, n: Value, emit: Callable[[Value, int], None]) -> None:
-        """`emit(first, count)` for all of n queries: as many as possible in blocks of the largest count."""
-        b, start = self.b, self.b.i64(0)
-        for count in self.blocks:
-            stop = n if count == 1 else b.bit_and(n, -count)
-            b.loop(start, stop, count, [], lambda q, _, count=count: emit(q, count))
-            start = stop
-
-    def place(self, name: str, query: Value) -> Value:
-        """A query's part of an array in scratch."""
-        offset, stride = self.spec.scratch[name]
-        return self.b.at(self.b.at(self.scratch, offset), self.b.mul(query, stride))
-
-    def _smaller(self, x: Value, y: Value) -> Value:
-        return self.b.ir.select(self.b.ir.icmp_signed("<", x, y), x, y)
-
-    def _larger(self, x: Value, y: Value) -> Value:
-        return self.b.ir.select(self.b.ir.icmp_signed(">", x, y), x, y)
-
-    def _quotient_up(self, x: Value, y: Value) -> Value:
-        return self.b.ir.udiv(self.b.sub(self.b.add(x, y), 1), y)
 
 
-def _columns(n: int, most: int) -> list[tuple[int, int, int]]:
-    """(first, last, width): n vectors in as few parts as `most` allows, equal or the wider ones first."""
-    parts = -(-n // most)
-    if parts == 0:
-        return []
-    width, wide = divmod(n, parts)
-    middle = wide * (width + 1)
-    return [r for r in ((0, middle, width + 1), (middle, n, width)) if r[0] < r[1]]
+def weight(b: Build, s: Value) -> Value:
+    """The exponentials of scores from which their maximum was taken. What would be subnormal counts for nothing, but
+    would be slow to multiply with; NaN stays."""
+    return b.ir.select(b.ir.fcmp_unordered(">", s, b.splat(-87.0)), exp(b, s), b.zeros())
 
 
-def reduce_four(b: Build, vectors: Sequence[Value]) -> Value:
-    """The sums of the lanes of four vectors, as one vector of four: shuffles within 128 bits come first."""
+def transposed(b: Build, vectors: Sequence[Value]) -> list[Value]:
+    """A square of as many vectors as each has lanes, turned over: squares of half the size change places."""
+    rows, n = list(vectors), len(vectors)
+    half = n // 2
+    while half:
+        for i in (i for i in range(n) if not i & half):
+            x, y = rows[i], rows[i + half]
+            rows[i] = b.shuffle(x, [n + k - half if k & half else k for k in range(n)], y)
+            rows[i + half] = b.shuffle(x, [n + k if k & half else k + half for k in range(n)], y)
+        half //= 2
+    return rows
 
-    def pick(x: Value, y: Value, which: Sequence[int]) -> Value:
-        """From every four lanes of x (0 to 3) and y (4 to 7)."""
-        n = x.type.count
-        lanes = [base + (i if i < 4 else n + i - 4) for base in range(0, n, 4) for i in which]
-        return b.shuffle(x, lanes, y)
 
-    def pair(x: Value, y: Value, low: Sequence[int], high: Sequence[int]) -> Value:
-        return b.add(pick(x, y, low), pick(x, y, high))
+def smaller(b: Build, x: Value, y: Value) -> Value:
+    """Of two signed integers, scalars or vectors."""
+    return b.ir.select(b.ir.icmp_signed("<", x, y), x, y)
 
-    w, x, y, z = vectors
-    wx, yz = (pair(*two, (0, 4, 1, 5), (2, 6, 3, 7)) for two in ((w, x), (y, z)))
-    total = pair(wx, yz, (0, 1, 4, 5), (2, 3, 6, 7))
-    while (n := total.type.count // 2) >= 4:
-        total = b.add(b.slice(total, 0, n), b.slice(total, n, n))
-    return total
+
+def larger(b: Build, x: Value, y: Value) -> Value:
+    return b.ir.select(b.ir.icmp_signed(">", x, y), x, y)
+
+
+def quotient_up(b: Build, x: Value, y: Value) -> Value:
+    return b.ir.udiv(b.sub(b.add(x, y), 1), y)

@@ -66,11 +66,12 @@ def primitive(block: Block) -> Node:
 
 
 def emit_rows(module: ir.Module, target: Target, name: str, spec: Rows) -> ir.Function:
-    """`void f(ptr operand..., ptr out, i64 capacity, ptr scratch, i64 tokens, i64 tid, i64 threads)`.
+    """`void f(ptr operand..., ptr out, i64 capacity, ptr slots, ptr scratch, i64 tokens, i64 tid, i64 threads)`.
 
-    out is f32 [tokens * heads, columns], or a cache plane [heads, capacity, columns] in its element type.
+    out is f32 [tokens * heads, columns], or a cache plane [slots, heads, capacity, columns] in its element type, and
+    `slots` i32 [tokens], the sequence of each token.
     """
-    signature = ir.FunctionType(VOID, [PTR] * (len(spec.operands) + 1) + [I64, PTR, I64, I64, I64])
+    signature = ir.FunctionType(VOID, [PTR] * (len(spec.operands) + 1) + [I64, PTR, PTR, I64, I64, I64])
     function = ir.Function(module, signature, name)
     function.linkage = "internal"
     b = Build(ir.IRBuilder(function.append_basic_block("entry")), target)
@@ -87,7 +88,8 @@ class _Emitter:
         self.root = self.write.args[0] if self.write is not None else self.result
         self.pointer = dict(zip(spec.block.params, args, strict=False))
         self.operand = dict(zip(spec.block.params, spec.operands, strict=True))
-        self.out, self.capacity, self.scratch, self.tokens, self.tid, self.threads = args[len(spec.operands) :]
+        self.out, self.capacity, self.slots, self.scratch, *counts = args[len(spec.operands) :]
+        self.tokens, self.tid, self.threads = counts
         self.order = topological([self.root])
         self.constant: dict[Node, Value] = {}  # the same for every row: f32 scalars
         self.summary: dict[Node, Value] = {}  # one number a row: f32 scalars
@@ -278,10 +280,13 @@ class _Emitter:
         if self.write is None:
             b.store(values, self.out, b.shl(b.add(b.mul(self.row, columns), column), 2), align=4)
             return
-        position = b.ir.sext(b.load(self.pointer[self.write.args[1]], I32, b.shl(self.token, 2), align=4), I64)
-        head = b.ir.urem(self.row, b.i64(self.spec.heads))
-        slot = b.ir.urem(position, self.capacity)
-        element = b.add(b.mul(b.add(b.mul(head, self.capacity), slot), columns), column)
+        position, slot = (
+            b.ir.sext(b.load(of, I32, b.shl(self.token, 2), align=4), I64)
+            for of in (self.pointer[self.write.args[1]], self.slots)
+        )
+        ring = b.add(b.mul(slot, self.spec.heads), b.ir.urem(self.row, b.i64(self.spec.heads)))
+        place = b.add(b.mul(ring, self.capacity), b.ir.urem(position, self.capacity))
+        element = b.add(b.mul(place, columns), column)
         dtype = self.write.type.dtype
         emit_cache_store(b, dtype, values, self.out, b.shl(element, 2 if dtype == "f32" else 1))
 
