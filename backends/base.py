@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -53,21 +53,23 @@ class Options:
     chunk: int = 256  # tokens a prefill step takes at most
     weights: str = "mapped"
     prefill: str = "exact"
+    sequences: int = 1  # that the engine holds side by side, each of up to `context` positions
 
 
 @dataclass(frozen=True)
 class PlaneMemory:
-    """A K or V plane of one layer's cache: `positions` it holds, of `token_bytes` each."""
+    """A K or V plane of one layer's cache: `positions` it holds of each of `sequences`, of `token_bytes` each."""
 
     slot: int
     plane: str
     token_bytes: int
     positions: int
     window: int | None = None  # where every attention that reads it sees no more: the plane is a ring
+    sequences: int = 1
 
     @property
     def bytes(self) -> int:
-        return self.token_bytes * self.positions
+        return self.token_bytes * self.positions * self.sequences
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,24 @@ class Memory:
 
 
 class Engine(Protocol):
-    """One sequence of one model. Positions are counted by the caller."""
+    """Sequences of one model, `Options.sequences` of them, by number from 0. Positions are counted by the caller."""
 
-    def step(self, tokens: Sequence[int], start: int, logits: str = "last") -> F32Array:
-        """Runs tokens at positions start, start + 1, …
+    def step(self, tokens: Sequence[int], start: int, logits: str = "last", sequence: int = 0) -> F32Array:
+        """Runs tokens of one sequence at positions start, start + 1, …
 
-        Gives logits float32[1, V] of the last token, or float32[T, V] for `logits="all"`. What the cache
+        Gives logits float32[1, V] of the last token, or float32[T, V] for `logits="all"`. What the sequence's cache
         holds at `start` and after is overwritten. Raises BrioletteError for tokens that are not in the
-        vocabulary, positions outside the context, and when the engine has been closed.
+        vocabulary, positions outside the context, sequences that there are not, and when the engine has been closed.
+        """
+        ...
+
+    def batch(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> F32Array:
+        """Runs tokens of several sequences at once, reading weights once for many of them.
+
+        Token i belongs at positions[i] of sequences[i]. A sequence may have several tokens: they are in order, each at
+        the position after the one before. Gives logits float32[N, V] of every token. Each sequence's cache is
+        overwritten as by `step`. Raises BrioletteError as `step` does, and for lists of different lengths or positions
+        that do not follow each other.
         """
         ...
 
@@ -128,8 +140,8 @@ class Engine(Protocol):
         program is another than that of `step`."""
         ...
 
-    def rewindable(self, end: int, to: int) -> bool:
-        """Whether, with `end` positions cached, the next step may start at `to`: ring buffers forget."""
+    def rewindable(self, end: int, to: int, sequence: int = 0) -> bool:
+        """Whether, with `end` positions of a sequence cached, its next step may start at `to`: ring buffers forget."""
         ...
 
     @property
@@ -157,18 +169,56 @@ class Backend(Protocol):
         ...
 
 
-def checked(tokens: Sequence[int], start: int, ids: int, context: int) -> NDArray[np.int32]:
-    """A step's token ids as an array. Raises BrioletteError for ids and positions that there are not: native
-    code would read outside of its tables."""
-    given = np.asarray(tokens, np.int64)
+I32Array = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """The tokens of a step, int32[N] each: id, position, and the sequence that it belongs to."""
+
+    ids: I32Array
+    positions: I32Array
+    sequences: I32Array
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def part(self, start: int, count: int) -> TokenRows:
+        return TokenRows(*(a[start : start + count] for a in (self.ids, self.positions, self.sequences)))
+
+    def each(self) -> Iterator[tuple[int, I32Array]]:
+        """The sequences there are, and which rows are theirs."""
+        for sequence in sorted(set(self.sequences.tolist())):
+            yield sequence, np.flatnonzero(self.sequences == sequence).astype(np.int32)
+
+
+def checked(tokens: Sequence[int], start: int, ids: int, options: Options, sequence: int = 0) -> TokenRows:
+    """The tokens of a step of one sequence. Raises BrioletteError for ids, positions and sequences that there are not:
+    native code would read outside of its tables."""
+    count = np.size(tokens)
+    return checked_rows(tokens, range(start, start + count), [sequence] * count, ids, options)
+
+
+def checked_rows(
+    tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], ids: int, options: Options
+) -> TokenRows:
+    """The tokens of a batch, likewise."""
+    given, at, of = (np.asarray(some, np.int64) for some in (tokens, positions, sequences))
     if given.ndim != 1 or not given.size:
         raise BrioletteError("a step needs a list of at least one token")
+    if at.shape != given.shape or of.shape != given.shape:
+        raise BrioletteError(f"{given.size} tokens have {at.size} positions and {of.size} sequences: give one each")
     if given.min() < 0 or given.max() >= ids:
         raise BrioletteError(f"token ids go from 0 to {ids - 1}, not {given.min()} to {given.max()}")
-    if start < 0 or start + given.size > context:
-        last = start + given.size - 1
-        raise BrioletteError(f"positions {start} to {last} do not fit into a context of {context}")
-    return given.astype(np.int32)
+    if of.min() < 0 or of.max() >= options.sequences:
+        raise BrioletteError(f"sequences go from 0 to {options.sequences - 1}, not {of.min()} to {of.max()}")
+    if at.min() < 0 or at.max() >= options.context:
+        raise BrioletteError(f"positions {at.min()} to {at.max()} do not fit into a context of {options.context}")
+    rows = TokenRows(given.astype(np.int32), at.astype(np.int32), of.astype(np.int32))
+    for sequence, mine in rows.each():
+        if np.any(np.diff(at[mine]) != 1):
+            raise BrioletteError(f"positions of sequence {sequence} do not follow each other: {at[mine].tolist()}")
+    return rows
 
 
 def token_ids(module: Module) -> int:

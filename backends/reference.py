@@ -20,7 +20,19 @@ from briolette.compiler.plan import is_view, writes_cache
 from briolette.compiler.rewrite import rewrite
 from briolette.compiler.rules.cache import cache_dtype
 
-from .base import F32Array, Memory, Options, PlaneMemory, Weights, array_of, checked, stored_bytes, token_ids
+from .base import (
+    F32Array,
+    Memory,
+    Options,
+    PlaneMemory,
+    Weights,
+    array_of,
+    checked,
+    checked_rows,
+    stored_bytes,
+    token_ids,
+    vocabulary_of,
+)
 
 name = "reference"
 ops = frozenset(OPS)
@@ -40,14 +52,16 @@ class ReferenceEngine:
             return self.arrays[name]
 
         self.interpreter = Interpreter(weight)
+        self.caches = [self.interpreter.planes, *({} for _ in range(1, options.sequences))]
         self.programs: dict[str, Module] = {}
         self.token_ids, self.closed = token_ids(module), False
 
-    def step(self, tokens: Sequence[int], start: int, logits: str = "last") -> F32Array:
+    def step(self, tokens: Sequence[int], start: int, logits: str = "last", sequence: int = 0) -> F32Array:
         """See `base.Engine.step`."""
         if self.closed:
             raise BrioletteError("this engine has been closed")
-        ids = checked(tokens, start, self.token_ids, self.options.context)
+        ids = checked(tokens, start, self.token_ids, self.options, sequence).ids
+        self.interpreter.planes = self.caches[sequence]
         if logits not in self.programs:
             self.programs[logits] = optimise(self.module, Form(logits=logits, cache=self.options.cache))
         program, chunk = self.programs[logits], self.options.chunk if logits == "last" else len(ids)
@@ -55,27 +69,36 @@ class ReferenceEngine:
             found = self.interpreter.step(program.outputs, ids[at : at + chunk], start + at)[0]
         return np.asarray(found, np.float32)
 
+    def batch(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> F32Array:
+        """See `base.Engine.batch`. One sequence after the other."""
+        rows = checked_rows(tokens, positions, sequences, self.token_ids, self.options)
+        found = np.empty((len(rows), vocabulary_of(self.module)), np.float32)
+        for sequence, mine in rows.each():
+            found[mine] = self.step(rows.ids[mine].tolist(), int(rows.positions[mine[0]]), "all", sequence)
+        return found
+
     def values(
         self, tokens: Sequence[int], wanted: Sequence[Node], last: Mapping[Node, int] | None = None
     ) -> list[NDArray[Any]]:
         """See `base.Engine.values`. Nothing is optimised here: these are the values of the program as written."""
         if self.closed:
             raise BrioletteError("this engine has been closed")
-        ids = checked(tokens, 0, self.token_ids, self.options.context)
+        ids = checked(tokens, 0, self.token_ids, self.options).ids
+        self.interpreter.planes = self.caches[0]
         stored = rewrite(replace(self.module, outputs=tuple(wanted)), cache_dtype(self.options.cache))
         self.interpreter.planes.clear()
         found = self.interpreter.step(stored.outputs, ids, 0)
         rows = [(last or {}).get(item, len(ids)) for item in wanted]
         return [value[-count:] for value, count in zip(found, rows, strict=True)]
 
-    def rewindable(self, end: int, to: int) -> bool:
+    def rewindable(self, end: int, to: int, sequence: int = 0) -> bool:
         """Always: the evaluator keeps every position."""
         return to <= end
 
     @property
     def allocated(self) -> dict[str, int]:
         """See `base.Engine.allocated`."""
-        planes = self.interpreter.planes.values()
+        planes = [plane for cache in self.caches for plane in cache.values()]
         return {
             "decoded": sum(array.nbytes for array in self.arrays.values()),
             "packed": 0,
@@ -86,7 +109,8 @@ class ReferenceEngine:
         }
 
     def close(self) -> None:
-        self.interpreter.planes.clear()
+        for cache in self.caches:
+            cache.clear()
         self.closed = True
 
 
@@ -112,7 +136,14 @@ def memory(module: Module, cache: str) -> Callable[[Options], Memory]:
 
     def of(options: Options) -> Memory:
         planes = (
-            PlaneMemory(w["slot"], w["plane"], F32_BYTES * math.prod(w.shape[1:]), options.context) for w in writes
+            PlaneMemory(
+                w["slot"],
+                w["plane"],
+                F32_BYTES * math.prod(w.shape[1:]),
+                options.context,
+                sequences=options.sequences,
+            )
+            for w in writes
         )
         sizes = {"T": options.chunk, "C": options.context}
         passing = max(_most_at_once(order, sizes), decoding)

@@ -64,6 +64,7 @@ def load(
     chunk: int = 256,
     weights: str | None = None,
     prefill: str = "exact",
+    sequences: int = 1,
 ) -> Model:
     """Opens a GGUF file and compiles its architecture against it.
 
@@ -73,14 +74,15 @@ def load(
     chunk: tokens a prefill step takes. weights: where the file's are quantised, "packed" puts them in the order of the
     fastest kernels, which multiply in integers, "mixed" does so but for experts, and "mapped" reads them where they lie
     and multiplies in f32 (by default the first that fits into memory, on a processor that has instructions for it).
-    prefill: with packed weights, "exact" rounds the activations of a prompt to 16 bits, "fast" to 8. Raises
-    BrioletteError for what cannot be opened, read or compiled, and for weights that do not fit as they are asked for.
+    prefill: with packed weights, "exact" rounds the activations of a prompt to 16 bits, "fast" to 8. sequences: how
+    many the engine holds side by side, for `engine.batch`; the model uses the first. Raises BrioletteError for what
+    cannot be opened, read or compiled, and for weights that do not fit as they are asked for.
     """
     file = open_gguf(path) if isinstance(path, str | Path) else path
     tree = architecture(spec, file.header)
     module = front(tree, file.header)
     chosen = backend_named(backend).default_weights() if weights is None else weights
-    options = options_for(file.header, module, kv, threads, context, chunk, chosen, prefill)
+    options = options_for(file.header, module, kv, threads, context, chunk, chosen, prefill, sequences)
     options = fitted(file, module, options, backend, available_memory(), asked=weights is not None)
     return Model(file, tree, module, backend, options)
 
@@ -94,6 +96,7 @@ def options_for(
     chunk: int,
     weights: str = "mapped",
     prefill: str = "exact",
+    sequences: int = 1,
 ) -> Options:
     """Checked engine options, with defaults that suit the file and the machine."""
     if kv is None:
@@ -103,13 +106,13 @@ def options_for(
         raise BrioletteError(f"there is no KV cache type `{kv}`; there are {', '.join(CACHE_DTYPES)}")
     threads = cores() if threads is None else threads
     context = min(context_length(header) or DEFAULT_CONTEXT, DEFAULT_CONTEXT) if context is None else context
-    for name, value in (("threads", threads), ("context", context), ("chunk", chunk)):
+    for name, value in (("threads", threads), ("context", context), ("chunk", chunk), ("sequences", sequences)):
         if not isinstance(value, int) or value < 1:
             raise BrioletteError(f"{name} must be a positive number, not {value!r}")
     for what, chosen, known in (("weights are", weights, WEIGHTS), ("prefill is", prefill, PREFILL)):
         if chosen not in known:
             raise BrioletteError(f"{what} {' or '.join(known)}, not `{chosen}`")
-    return Options(context, kv, threads, min(chunk, context), weights, prefill)
+    return Options(context, kv, threads, min(chunk, context), weights, prefill, sequences)
 
 
 def context_length(header: Header) -> int | None:

@@ -18,7 +18,7 @@ from briolette.compiler.plan import Plan, plan
 from briolette.compiler.text import print_module
 from briolette.compiler.views import view_of
 
-from ..base import F32Array, Options, Weights, array_of, checked, token_ids, vocabulary_of
+from ..base import F32Array, Options, TokenRows, Weights, array_of, checked, checked_rows, token_ids, vocabulary_of
 from .build import Target
 from .emit import Emitter, Plane, layout_of
 from .jit import Library, cached_object, compile_object, object_key
@@ -51,7 +51,7 @@ class _Group:
     def __init__(self, plans: dict[str, Plan], engine: CpuEngine, profiled: bool = False):
         self.plans, self.profiled, target = plans, profiled, engine.target
         self.layout = layout_of(list(plans.values()))
-        parts = [f"{p.rows}\n{print_module(p.module)}" for p in plans.values()]
+        parts = [f"{name} {p.rows}\n{print_module(p.module)}" for name, p in plans.items()]
         key = object_key(target, ["profiled", *parts] if profiled else parts)
         self.library = Library(cached_object(key, lambda: self.compile(target)), target)
         self.addresses = {name: self.library.address(name) for name in plans}
@@ -89,10 +89,11 @@ class _Group:
 
 
 class CpuEngine:
-    """One sequence of one model on the CPU.
+    """Sequences of one model on the CPU.
 
     Programs are compiled when first needed (from the object cache where possible): "decode" takes one
-    token, "prefill" up to `options.chunk` and gives the last one's logits, "all" gives every token's.
+    token, "prefill" up to `options.chunk` and gives the last one's logits, "all" gives every token's, "batch" those of
+    tokens of several sequences.
     Several Python threads may use one engine; their steps take turns.
     """
 
@@ -101,9 +102,9 @@ class CpuEngine:
         self.target = target or Target.host()
         self.context = aligned(CONTEXT_BYTES)
         self.planes: dict[tuple[int, str], _Plane] = {}
-        # The first position that a plane of each capacity still holds. It does not go back when a sequence
-        # is rewound: what a ring has overwritten is lost.
-        self.oldest: dict[int, int] = {}
+        # The first position that a plane of each capacity still holds of a sequence. It does not go back when a
+        # sequence is rewound: what a ring has overwritten is lost.
+        self.oldest: dict[tuple[int, int], int] = {}
         self.decoded: dict[str, F32Array] = {}
         self.packed = Packed(weights, self.target, options.threads)
         self.kept: list[NDArray[np.uint8]] = []  # the mapped tensors that native code points into
@@ -137,50 +138,59 @@ class CpuEngine:
 
     # --- running ------------------------------------------------------------------------------------
 
-    def step(self, tokens: Sequence[int], start: int, logits: str = "last") -> F32Array:
+    def step(self, tokens: Sequence[int], start: int, logits: str = "last", sequence: int = 0) -> F32Array:
         """See `base.Engine.step`."""
-        ids = checked(tokens, start, self.token_ids, self.options.context)
+        rows = checked(tokens, start, self.token_ids, self.options, sequence)
         with self.team.mine():
-            return self._step(ids, start, logits)
+            if len(rows) == 1:
+                return self._run("generate", "decode", rows)
+            if logits == "all":
+                return self._every("evaluate", "all", rows)
+            chunk = self.options.chunk
+            for at in range(0, len(rows), chunk):
+                result = self._run("generate", "prefill", rows.part(at, chunk))
+            return result
 
-    def _step(self, ids: NDArray[np.int32], start: int, logits: str) -> F32Array:
-        if len(ids) == 1:
-            return self._run("generate", "decode", ids, start)
-        if logits == "all":
-            chunk, found = rows_of("all", self.options), np.empty((len(ids), self.vocabulary), np.float32)
-            for at in range(0, len(ids), chunk):
-                self._run("evaluate", "all", ids[at : at + chunk], start + at, found[at : at + chunk])
-            return found
-        chunk = self.options.chunk
-        for at in range(0, len(ids), chunk):
-            result = self._run("generate", "prefill", ids[at : at + chunk], start + at)
-        return result
+    def batch(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> F32Array:
+        """See `base.Engine.batch`."""
+        rows = checked_rows(tokens, positions, sequences, self.token_ids, self.options)
+        with self.team.mine():
+            return self._every("batch", "batch", rows)
+
+    def _every(self, group: str, program: str, rows: TokenRows) -> F32Array:
+        """Every token's logits."""
+        chunk, found = rows_of(program, self.options), np.empty((len(rows), self.vocabulary), np.float32)
+        for at in range(0, len(rows), chunk):
+            self._run(group, program, rows.part(at, chunk), found[at : at + chunk])
+        return found
 
     def values(
         self, tokens: Sequence[int], wanted: Sequence[Node], last: Mapping[Node, int] | None = None
     ) -> list[NDArray[Any]]:
         """See `base.Engine.values`."""
-        ids, rows = checked(tokens, 0, self.token_ids, self.options.context), rows_of("all", self.options)
+        given, chunk = checked(tokens, 0, self.token_ids, self.options), rows_of("all", self.options)
         watched = replace(self.module, outputs=(self.module.outputs[0], *wanted))
         plainly = replace(self.options, weights="mapped")  # in f32, as the program means it
-        planned = plan(optimise(watched, form_of("all", plainly)), rows)
+        planned = plan(optimise(watched, form_of("all", plainly)), chunk)
         parts = []
         with self.team.mine():
             loaded = _Group({"values": planned}, self)
             self.team.keep.append(loaded.library)
-            for at in range(0, len(ids), rows):
-                part = ids[at : at + rows]
-                found = loaded.kept("values", self._call(loaded, "values", part, at), len(part))
+            for at in range(0, len(given), chunk):
+                part = given.part(at, chunk)
+                found = loaded.kept("values", self._call(loaded, "values", part), len(part))
                 for i, item in enumerate(wanted):
                     if last and item in last:  # copied: a part of a value keeps all of it
-                        found[i] = found[i][max(0, len(ids) - last[item] - at) :].copy()
+                        found[i] = found[i][max(0, len(given) - last[item] - at) :].copy()
                 parts.append(found)
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
-    def rewindable(self, end: int, to: int) -> bool:
+    def rewindable(self, end: int, to: int, sequence: int = 0) -> bool:
         """Whether every ring still holds the window before `to`, with `end` positions written."""
         rings = {(p.of.window, p.capacity) for p in self.planes.values() if p.of.window is not None}
-        return to <= end and all(self.oldest.get(capacity, 0) <= max(0, to - window + 1) for window, capacity in rings)
+        return to <= end and all(
+            self.oldest.get((sequence, capacity), 0) <= max(0, to - window + 1) for window, capacity in rings
+        )
 
     def checkpoint(self) -> Callable[[], None]:
         """What the rings hold now, to be put back by calling the result: after steps that went on from here, the next
@@ -197,36 +207,33 @@ class CpuEngine:
 
         return restore
 
-    def _run(
-        self, group: str, program: str, ids: NDArray[np.int32], start: int, to: F32Array | None = None
-    ) -> F32Array:
+    def _run(self, group: str, program: str, rows: TokenRows, to: F32Array | None = None) -> F32Array:
         """Runs a program; gives its logits, in `to` if that is given: they are large, and a copy takes its time."""
         loaded = self.group(group)
         view = loaded.results[program]
-        fits = to is not None and view.contiguous and to.nbytes == result_bytes(view, len(ids))
-        out = self._call(loaded, program, ids, start, to.reshape(-1) if to is not None and fits else None)
-        found = view.show(out, {"T": len(ids)}).reshape(-1, self.vocabulary)
+        fits = to is not None and view.contiguous and to.nbytes == result_bytes(view, len(rows))
+        out = self._call(loaded, program, rows, to.reshape(-1) if to is not None and fits else None)
+        found = view.show(out, {"T": len(rows)}).reshape(-1, self.vocabulary)
         if to is not None and not fits:
             to[:] = found
         return found
 
-    def _call(
-        self, loaded: _Group, program: str, ids: NDArray[np.int32], start: int, out: F32Array | None = None
-    ) -> F32Array:
+    def _call(self, loaded: _Group, program: str, rows: TokenRows, out: F32Array | None = None) -> F32Array:
         """Runs a program; gives the memory of its first output, `out` if that is given."""
-        end = start + len(ids)
         # What rings hold, before they are written: after an interruption they may or may not have been.
-        for capacity in {p.capacity for p in self.planes.values()}:
-            self.oldest[capacity] = max(min(self.oldest.get(capacity, 0), start), end - capacity)
-        positions, slots = np.arange(start, end, dtype=np.int32), np.zeros(len(ids), np.int32)
+        for sequence, mine in rows.each():
+            start, end = int(rows.positions[mine[0]]), int(rows.positions[mine[-1]]) + 1
+            for capacity in {p.capacity for p in self.planes.values()}:
+                before = self.oldest.get((sequence, capacity), 0)
+                self.oldest[sequence, capacity] = max(min(before, start), end - capacity)
         if out is None:
-            out = np.empty(result_bytes(loaded.results[program], len(ids)) // 4, np.float32)
+            out = np.empty(result_bytes(loaded.results[program], len(rows)) // 4, np.float32)
         fields = loaded.fields | {
-            "tokens": ids.ctypes.data,
-            "positions": positions.ctypes.data,
-            "slots": slots.ctypes.data,
+            "tokens": rows.ids.ctypes.data,
+            "positions": rows.positions.ctypes.data,
+            "slots": rows.sequences.ctypes.data,
             "out": out.ctypes.data,
-            "rows": len(ids),
+            "rows": len(rows),
         }
         if self.profiles is not None and loaded.profiled:
             taken = self.profiles.setdefault(program, Profile(loaded.plans[program], self.options.threads))
@@ -261,7 +268,7 @@ class CpuEngine:
         return groups[name]
 
     def plan(self, form: str) -> Plan:
-        """The planned program of a form: decode, prefill or all."""
+        """A planned program: decode, prefill, all or batch."""
         wanted = form_of(form, self.options)
         return plan(optimise(self.module, wanted), rows_of(form, self.options))
 
@@ -297,11 +304,12 @@ class CpuEngine:
 
 
 class _Plane:
-    """A cache plane's memory: all positions, or a ring that holds a window and the chunk being written."""
+    """A cache plane's memory: of each sequence, all positions, or a ring that holds a window and the chunk being
+    written."""
 
     def __init__(self, of: Plane, options: Options):
         self.of, self.capacity = of, positions_held(of, options)
-        self.memory = aligned(of.heads * self.capacity * of.size, DTYPES[of.dtype])
+        self.memory = aligned(options.sequences * of.heads * self.capacity * of.size, DTYPES[of.dtype])
 
 
 def default_weights() -> str:

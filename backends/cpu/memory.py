@@ -32,20 +32,21 @@ LIBRARIES = 60 << 20  # llvmlite, and what loading machine code touches of LLVM
 COMPILING, COMPILING_NODE = 30 << 20, 24 << 10  # LLVM at work, and for each node of the program
 
 # Which programs are compiled together, and the form of each. Decoding and prefill share kernels and are
-# both wanted by any generation; every token's logits are wanted by evaluation alone.
-GROUPS = {"generate": ("decode", "prefill"), "evaluate": ("all",)}
+# both wanted by any generation; every token's logits are wanted by evaluation, and of several sequences at once.
+GROUPS = {"generate": ("decode", "prefill"), "evaluate": ("all",), "batch": ("batch",)}
+FORM = {"batch": "all"}  # where a program's form has another name
 
 
 def form_of(name: str, options: Options) -> Form:
-    """What is wanted of the compiler for a program: decode, prefill or all."""
-    bits = 8 if options.prefill == "fast" and name != "decode" else 16
+    """What is wanted of the compiler for a program: decode, prefill, all or batch."""
+    bits = 8 if options.prefill == "fast" and name not in ("decode", "batch") else 16
     how = Integers(tuple(PACKED.items()), ROWS, bits, experts=options.weights == "packed")
-    return form_named(name, options.cache, None if options.weights == "mapped" else how)
+    return form_named(FORM.get(name, name), options.cache, None if options.weights == "mapped" else how)
 
 
 def rows_of(name: str, options: Options) -> int:
     """Tokens that a step of a program takes at most."""
-    return {"decode": 1, "prefill": options.chunk, "all": min(ALL_LOGITS_CHUNK, options.chunk)}[name]
+    return {"decode": 1, "prefill": options.chunk}.get(name, min(ALL_LOGITS_CHUNK, options.chunk))
 
 
 def positions_held(plane: Plane, options: Options) -> int:
@@ -57,7 +58,7 @@ def positions_held(plane: Plane, options: Options) -> int:
 def plane_memory(plane: Plane, options: Options) -> PlaneMemory:
     """A cache plane as it is allocated."""
     token = plane.heads * plane.size * np.dtype(DTYPES[plane.dtype]).itemsize
-    return PlaneMemory(plane.slot, plane.plane, token, positions_held(plane, options), plane.window)
+    return PlaneMemory(plane.slot, plane.plane, token, positions_held(plane, options), plane.window, options.sequences)
 
 
 def arena_bytes(plans: Sequence[Plan]) -> int:
@@ -96,7 +97,8 @@ def memory(module: Module, cache_type: str) -> Callable[..., Memory]:
 
     nodes = len(topological(module.roots))
 
-    def of(options: Options, groups: Sequence[str] = ("generate",)) -> Memory:
+    def of(options: Options, groups: Sequence[str] | None = None) -> Memory:
+        groups = groups or (("generate", "batch") if options.sequences > 1 else ("generate",))
         mapped: dict[str, int] = {}
         decoded: dict[str, int] = {}
         packed: dict[str, int] = {}

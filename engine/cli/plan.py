@@ -40,6 +40,9 @@ def plan(
     kv: Kv = None,
     weights: Weights = None,
     chunk: Chunk = 256,
+    sequences: Annotated[
+        int, typer.Option(min=1, help="Sequences that are held side by side.", rich_help_panel=ENGINE)
+    ] = 1,
     threads: Threads = None,
     backend: Backend = "cpu",
     spec: Spec = None,
@@ -51,4 +54,5 @@ def plan(
     from ..commands.plan import plan as command
 
     options = {"spec": spec, "kv": kv, "threads": threads, "context": context, "chunk": chunk, "weights": weights}
+    options["sequences"] = sequences
     raise typer.Exit(command(model, backend, memory, as_json, options))

@@ -30,7 +30,7 @@ def plan(path: str, backend: str, memory: str | None, as_json: bool, options: di
         module = front(architecture(options["spec"], file.header), file.header)
         chosen = options["weights"] or backend_named(backend).default_weights()
         given_for = [options[name] for name in ("kv", "threads", "context", "chunk")]
-        engine = options_for(file.header, module, *given_for, chosen)
+        engine = options_for(file.header, module, *given_for, chosen, sequences=options["sequences"])
         if options["weights"] is None:
             engine = fitted(file, module, engine, backend, given)
         planner = Planner(file, module, engine.cache, backend)
@@ -66,6 +66,7 @@ def figures(planned: MemoryPlan) -> dict[str, Any]:
         "chunk": options["chunk"],
         "kv_type": options["cache"],
         "threads": options["threads"],
+        "sequences": options["sequences"],
         "weights_kept": options["weights"],
         **found,
         "kv": planned.kv_bytes,
@@ -79,6 +80,7 @@ def rows(planned: MemoryPlan, kept: str | None = None) -> list[list[str]]:
     kept, where that is not the one whose numbers it has."""
     options = planned.options
     type_ = options.cache if kept in (None, options.cache) else f"{kept} with the numbers of {options.cache}"
+    side_by_side = f" of each of {options.sequences} sequences" if options.sequences > 1 else ""
     kv = [[f"KV {kind.kind}", size(kind.bytes), _kept(kind)] for kind in planned.kv]
     all_but = "all but the experts', " if options.weights == "mixed" else ""
     parts = [
@@ -95,7 +97,7 @@ def rows(planned: MemoryPlan, kept: str | None = None) -> list[list[str]]:
         ),
         ("vocabulary", planned.metadata, "mapped too, with all other keys"),
         ("decoded", planned.decoded, "weights kept as f32"),
-        ("KV in all", planned.kv_bytes, f"{type_}, full at {many(options.context, 'token')}"),
+        ("KV in all", planned.kv_bytes, f"{type_}, full at {many(options.context, 'token')}{side_by_side}"),
         ("arena", planned.arena, f"activations, {many(options.chunk, 'token')} a prefill step"),
         ("scratch", planned.scratch, f"of {options.threads} threads" if options.threads > 1 else "of one thread"),
         ("logits", planned.logits, "of two steps"),

@@ -94,6 +94,22 @@ def test_steps_take_no_more():
     engine.close()
 
 
+def test_several_sequences_take_what_was_planned():
+    """Planes of all sequences, and the program that runs them together."""
+    file, module = opened(E2B)
+    options = Options(context=33, cache="f16", threads=2, chunk=16, sequences=3)
+    one, planned = (cpu.memory(module, "f16")(replace(options, sequences=n)) for n in (1, 3))
+    assert planned.allocated["kv"] == 3 * one.allocated["kv"]
+    engine = cpu.compile(module, Weights(file.tensor_bytes), options)
+    engine.step(range(32), 0, sequence=2)
+    engine.batch([1, 2, 3], [0, 0, 32], [0, 1, 2])
+    assert engine.allocated == planned.allocated
+    engine.close()
+    plain = reference.compile(module, Weights(file.tensor_bytes), options)
+    plain.batch([1] * 99, [*range(33)] * 3, [0] * 33 + [1] * 33 + [2] * 33)
+    assert plain.allocated == reference.memory(module, "f16")(options).allocated
+
+
 def memory_under(array: np.ndarray) -> np.ndarray:
     """The array that owns the memory."""
     while isinstance(array.base, np.ndarray) or hasattr(array.base, "base"):
