@@ -49,7 +49,7 @@ def fitted(
 def plenty(module: Module, options: Options, given: Available) -> bool:
     """Whether no plan, which takes a second, is needed to see that everything fits."""
     weights = sum(map(_stored_bytes, module.tensors))
-    cache = options.context * sum(kv_token_bytes(module, options.cache).values())
+    cache = options.sequences * options.context * sum(kv_token_bytes(module, options.cache).values())
     return 2 * (weights + cache + BESIDE) <= given.bytes
 
 

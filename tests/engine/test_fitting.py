@@ -79,6 +79,8 @@ def test_no_plan_is_made_where_there_is_plenty(monkeypatch):
     assert fitted(header, module, OPTIONS, "cpu", given(1 << 40)) == OPTIONS
     with pytest.raises(TypeError):
         fitted(header, module, OPTIONS, "cpu", given(1 << 30))
+    with pytest.raises(TypeError):  # caches of so many sequences may not be plenty
+        fitted(header, module, replace(OPTIONS, sequences=1 << 30), "cpu", given(1 << 40))
 
 
 def test_loading_goes_by_the_memory_there_is(monkeypatch):
