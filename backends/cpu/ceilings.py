@@ -22,7 +22,8 @@ from briolette.compiler.opset.matrices import TILE
 from .build import F32, I32, I64, PTR, Build, Target, Value
 from .jit import Library, cached_object, compile_object, object_key
 from .pack import aligned
-from .packing import LINE, WORD, emit_dot4
+from .packing import LINE
+from .quads import WORD, emit_dot4
 
 STREAMS, SPAN = 4, 256  # that a thread reads side by side; bytes of each in a turn
 AHEAD = 8192  # bytes that memory is asked for ahead of its use, into L2

@@ -123,7 +123,8 @@ class Emitter:
 
 class _Program:
     def __init__(self, emitter: Emitter, name: str, plan: Plan, layout: Layout):
-        self.emitter, self.plan, self.target, self.module = emitter, plan, emitter.target, emitter.module
+        self.emitter, self.plan, self.layout = emitter, plan, layout
+        self.target, self.module = emitter.target, emitter.module
         self.weight_at = {item: i for i, item in enumerate(layout.weights)}
         self.plane_at = {(p.slot, p.plane): i for i, p in enumerate(layout.planes)}
         function = ir.Function(self.module, ir.FunctionType(VOID, [PTR, I64]), name)
@@ -139,13 +140,14 @@ class _Program:
         b = self.b
         scratch = b.add(b.mul(self.tid, self.fields["scratch_stride"]), self.layout.shared)
         self.scratch = b.at(self.fields["scratch"], scratch)
-        self.wave, first = 0, 0
-        for self.index, step in enumerate(self.plan.steps):
+        self.index = self.wave = first = 0
+        for index, step in enumerate(self.plan.steps):
             if step.wave != self.wave:
                 self.meet()
-                self.wave, first = step.wave, self.index
-            self.step(step.node, self.index - first)
-            self.marks.kernel(self.index)
+                self.wave, first = step.wave, index
+            self.index = index
+            self.step(step.node, index - first)
+            self.marks.kernel(index)
         self.meet()
         b.ir.ret_void()
 

@@ -1,7 +1,7 @@
 """Where the time of a step goes: a profiled program reads a clock after every kernel call and every barrier.
 
 Every thread adds the ticks since its reading before to a slot of its own: one for each step of the plan, in its order,
-then one for the barrier after each wave. So the slots of a thread add up to its time in the program.
+then one for the barriers within and after each wave. So the slots of a thread add up to its time in the program.
 """
 
 from __future__ import annotations

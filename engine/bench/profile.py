@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from briolette.backends.cpu.profile import Profile
 from briolette.compiler.dims import Dim
 from briolette.compiler.ir import Module, Node, topological, users
-from briolette.compiler.ops import weight_below
+from briolette.compiler.ops import attributes, weight_below
 from briolette.compiler.plan import writes_cache
 from briolette.compiler.values import bare, stem
 
@@ -121,7 +121,7 @@ def kernel_name(item: Node) -> str:
         _, heads, size = item.args[0].shape
         return f"attend {heads} x {size}, {'all positions' if window is None else f'window {window}'}"
     if item.op == "quantize":
-        return f"quantize {_sizes(item.shape[1:])} to {item['bits']} bits"
+        return f"quantize {_sizes(item.shape[1:])} to {attributes(item)['bits']} bits"
     return WORDS.get(item.op, item.op)
 
 

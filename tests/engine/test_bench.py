@@ -256,7 +256,8 @@ def test_ordinary_programs_read_no_clock():
         emitter.program("decode", planned, layout)
         texts[profiled] = str(emitter.module)
     readings = texts[True].count('= call i64 @"llvm.read')
-    assert readings == 1 + len(planned.steps) + planned.waves
+    within = 2 * sum(step.node.op == "attend" for step in planned.steps)  # barriers between the parts of a step
+    assert readings == 1 + len(planned.steps) + planned.waves + 2 * within
     assert "counter" not in texts[False]
     assert len(texts[False].splitlines()) < len(texts[True].splitlines())
 
