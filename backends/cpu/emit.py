@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from briolette.compiler.dims import Affine, Dim, product
-from briolette.compiler.ir import Node, topological
-from briolette.compiler.ops import attributes, inverse_frequencies
+from briolette.compiler.ir import Node
+from briolette.compiler.ops import inverse_frequencies
 from briolette.compiler.plan import Plan, base, writes_cache
 from briolette.compiler.views import view_of
 
 from .build import I64, PTR, VOID, Build, Target, Value
-from .kernels import Place, attend, attend_many, attend_one, attend_parts, experts, linear, packed, rows, small
-from .packing import row_bytes
+from .describe import in_order, kernel_key, linear_spec, quantised, row_shape, row_stride, rows_spec, tiling
+from .kernels import attend, attend_many, attend_one, attend_parts, experts, linear, packed, rows, small
 from .profile import Marks, Unmarked
 from .runtime_ir import FIELDS, OF_OTHERS, emit_barrier
 
@@ -78,8 +78,8 @@ def scratch_of(item: Node) -> int:
     if item.op != "fused":
         return 0
     spec = rows_spec(item) if item["family"] == "rows" else linear_spec(item)
-    quantised = _quantised(item)
-    return spec.scratch_bytes() if quantised is None else experts.scratch_bytes(spec, *quantised[1:])
+    how = quantised(item)
+    return spec.scratch_bytes() if how is None else experts.scratch_bytes(spec, *how[1:])
 
 
 def planes_of(plan: Plan) -> list[Plane]:
@@ -204,7 +204,7 @@ class _Program:
             inner = item.args[0]
             if item["axis"] != len(item.shape) - 2:
                 raise NotImplementedError(f"a slice of axis {item['axis']} of a weight {list(inner.shape)}")
-            skipped += _row_bytes(inner) * item["start"]
+            skipped += row_stride(inner) * item["start"]
             item = inner
         return b.at(table, skipped)
 
@@ -228,16 +228,16 @@ class _Program:
         self.b.ir.call(function, args)
 
     def linear(self, item: Node, turn: int) -> None:
-        spec, quantised = linear_spec(item), _quantised(item)
+        spec, how = linear_spec(item), quantised(item)
 
         def make(name: str) -> ir.Function:
-            if quantised is None:
+            if how is None:
                 return linear.emit_linear(self.module, self.target, name, spec)
             if experts.grouped(spec):
-                return experts.emit_grouped(self.module, self.target, name, spec, *quantised[1:])
-            return packed.emit_packed(self.module, self.target, name, spec, *quantised)
+                return experts.emit_grouped(self.module, self.target, name, spec, *how[1:])
+            return packed.emit_packed(self.module, self.target, name, spec, *how)
 
-        function = self.emitter.kernel(item["family"], f"{kernel_key(item, spec)}\n{quantised}", make)
+        function = self.emitter.kernel(item["family"], f"{kernel_key(item, spec)}\n{how}", make)
         leading = item.shape[:-2] if spec.experts else item.shape[:-1]
         count = self.size(product(leading))
         args = [self.pointer(arg) for arg in item.args]
@@ -259,7 +259,7 @@ class _Program:
 
     def quantize(self, item: Node) -> None:
         (x,) = item.args
-        spec = packed.Quantize(*_tiling(item))
+        spec = packed.Quantize(*tiling(item))
         function = self.emitter.kernel(
             "quantize", f"{spec}", lambda name: packed.emit_quantize(self.module, self.target, name, spec)
         )
@@ -289,7 +289,7 @@ class _Program:
     def small(self, item: Node, key: str, make: Callable[[str], ir.Function]) -> None:
         function = self.emitter.kernel(item.op, f"{item.op} {key}", make)
         for arg in item.args:
-            _in_order(arg)
+            in_order(arg)
         args = [self.pointer(arg) for arg in item.args]
         count = self.size(item.shape[0] if item.op in ("rope_table", "group") else product(item.shape[:-1]))
         self.call(function, *args, self.pointer(item), count, self.tid, self.fields["threads"])
@@ -327,145 +327,3 @@ class _Program:
 def has_kernel(op: str) -> bool:
     """Whether an op that is in no fused kernel has one of its own."""
     return callable(getattr(_Program, op, None))
-
-
-# --- kernel descriptions from nodes -----------------------------------------------------------------
-
-
-def kernel_key(item: Node, spec: object) -> str:
-    """What a kernel depends on: its body (without the cache slot), and how its operands lie."""
-    names: dict[Node, str] = {}
-    lines = []
-    for at in topological([item["block"].result]):
-        names[at] = f"%{len(names)}"
-        attrs = ", ".join(f"{k}={v!r}" for k, v in at.attrs if k not in ("slot", "plane", "name"))
-        lines.append(f"{names[at]} = {at.op}({', '.join(names[a] for a in at.args)}) {attrs} : {at.type}")
-    operands = getattr(spec, "operands", ())
-    return "\n".join([item["family"], *lines, *map(repr, operands)])
-
-
-def _tiling(item: Node) -> tuple[int, int, int]:
-    """Of a `quantize`: how many rows lie interleaved, the bits of an integer, how many of them share a scale."""
-    given = attributes(item)
-    return given["tile"], given["bits"], given["block"]
-
-
-def _quantised(item: Node) -> tuple[int, int, int] | None:
-    """The same of a product's input; None where that is no quantised one."""
-    found = {_tiling(arg) for arg in item.args if arg.op == "quantize"}
-    assert len(found) < 2
-    return found.pop() if found else None
-
-
-def _int(dim: Dim) -> int:
-    assert isinstance(dim, int), f"{dim} must be known when the program is compiled"
-    return dim
-
-
-def row_shape(item: Node) -> tuple[Dim, ...]:
-    """The shape whose last axis a rows kernel walks: the result's, or what it sums up to one number a row."""
-    root = item["block"].result
-    shape = (root.args[0] if root.op == "cache_write" else root).shape
-    summed = {n.args[0].shape[-1] for n in topological([root]) if n.op in rows.REDUCTIONS} - {1}
-    widths = summed | ({shape[-1]} - {1})
-    if len(widths) > 1:
-        raise NotImplementedError(f"a kernel over rows of {list(shape)} that sums rows of {widths}")
-    return (*shape[:-1], *(widths or {1}))
-
-
-def rows_spec(item: Node) -> rows.Rows:
-    """The operands of a rows kernel, by how its body uses them."""
-    block = item["block"]
-    shape = row_shape(item)
-    columns, heads = shape[-1], product(shape[1:-1])
-    assert isinstance(columns, int) and isinstance(heads, int)
-    roles: dict[Node, str] = {}
-    for at in topological([block.result]):
-        if at.op == "embed":
-            roles |= {at.args[0]: "weight", at.args[1]: "ids"}
-        elif at.op == "rotate":
-            roles[at.args[1]] = "table"
-        elif at.op == "cache_write":
-            roles[at.args[1]] = "positions"
-    operands = []
-    for param, arg in zip(block.params, item.args, strict=True):
-        match roles.get(param):
-            case None:
-                operands.append(rows.Operand(*_place(param.shape, shape, arg)))
-            case "table":
-                operands.append(rows.Operand("table", Place(view_of(arg).strides[0])))
-            case "weight":
-                operands.append(rows.Operand("weight", format=param.type.dtype, row_bytes=_row_bytes(arg)))
-            case role:
-                operands.append(rows.Operand(role))
-                _in_order(arg)
-    single = block.result.op != "cache_write" and block.result.shape != shape
-    return rows.Rows(block, tuple(operands), columns, heads, single)
-
-
-def _place(shape: tuple[Dim, ...], walked: tuple[Dim, ...], arg: Node) -> tuple[str, Place]:
-    """How an operand of a kernel over rows of the shape `walked` is read, as numpy broadcasts it."""
-    shape = (1,) * (len(walked) - len(shape)) + shape
-    leading, rows_of = shape[:-1], walked[:-1]
-    if shape[-1] not in (1, walked[-1]):
-        raise NotImplementedError(f"a kernel over rows of {list(walked)} cannot read {list(shape)}")
-    wide = shape[-1] == walked[-1]
-    if all(size == 1 for size in leading):
-        if wide and view_of(arg).strides[-1:] not in ((1,), (0,), ()):
-            raise NotImplementedError(f"a vector that lies in columns of {list(base(arg).shape)}")
-        return ("vector" if wide else "scalar"), Place()
-    role, stride = ("row" if wide else "summary"), view_of(arg).row_stride()
-    for axis in range(len(leading)):
-        before, after = rows_of[:axis], rows_of[axis:]
-        if leading == before + (1,) * len(after):
-            return role, Place(stride, repeat=_int(product(after)))
-        if leading == (1,) * len(before) + after:
-            return role, Place(stride, period=_int(product(after)) if axis else 0)
-    raise NotImplementedError(f"a kernel over rows of {list(walked)} cannot read {list(shape)}")
-
-
-def _in_order(item: Node) -> None:
-    if not view_of(item).contiguous:
-        raise NotImplementedError(f"{item} would have to be copied first")
-
-
-def _row_bytes(weight: Node) -> int:
-    """Bytes from one row of a stored matrix to the next."""
-    if weight.type.dtype == "f32":
-        return 4 * view_of(weight).strides[-2]
-    return row_bytes(weight.type.dtype, weight.shape[-1], packed=base(weight).op == "pack")
-
-
-def linear_spec(item: Node) -> linear.Linear:
-    """The operands of a product kernel, by how its body uses them."""
-    block = item["block"]
-    root = block.result
-    products = [n for n in topological([root]) if n.op in ("linear", "expert_linear")]
-    first = products[0]
-    x, w = first.args[:2]
-    weights = {p.args[1] for p in products}
-    operands = []
-    for param, arg in zip(block.params, item.args, strict=True):
-        if param is x:
-            operands.append(linear.Operand("x", Place(view_of(arg).row_stride())))
-        elif param in weights:
-            row, whole = _row_bytes(arg), base(arg)
-            expert = whole.shape[-2] * row if len(whole.shape) == 3 else 0
-            operands.append(linear.Operand("weight", format=arg.type.dtype, row_bytes=row, expert_bytes=expert))
-        elif first.op == "expert_linear" and param is first.args[2]:
-            operands.append(linear.Operand("ids"))
-            _in_order(arg)
-        elif first.op == "expert_linear" and param in first.args[3:]:
-            operands.append(linear.Operand("order"))
-        else:
-            operands.append(linear.Operand(*_place(param.shape, root.shape, arg)))
-    used = first.args[2].shape[-1] if first.op == "expert_linear" else 0
-    return linear.Linear(
-        block,
-        tuple(operands),
-        inputs=w.shape[-1],
-        outputs=w.shape[-2],
-        single=product(root.shape[:-1]) == 1,
-        experts=used,
-        shared_input=len(x.shape) < len(root.shape),
-    )
