@@ -89,7 +89,7 @@ def ablate(
     engine = backend_named(backend)
     own = front(tree, header)
     known = min(token_ids(own), vocabulary_of(own))
-    text = checked(ids, 0, known, len(ids))
+    text = checked(ids, 0, known, Options(context=len(ids))).ids
     given, targets = text[:-1], text[-(len(ids) // 2) :]
     programs, left_out = variants(tree, header, own, len(given))
     modules = [_as_seen(own, len(given)), *programs.values()]

@@ -25,6 +25,7 @@ from .jit import Library, cached_object, compile_object, object_key
 from .memory import (
     DTYPES,
     GROUPS,
+    SMALL_BATCH,
     arena_bytes,
     form_of,
     memory,
@@ -92,8 +93,8 @@ class CpuEngine:
     """Sequences of one model on the CPU.
 
     Programs are compiled when first needed (from the object cache where possible): "decode" takes one
-    token, "prefill" up to `options.chunk` and gives the last one's logits, "all" gives every token's, "batch" those of
-    tokens of several sequences.
+    token, "prefill" up to `options.chunk` and gives the last one's logits, "all" gives every token's, "few" and
+    "batch" those of tokens of several sequences.
     Several Python threads may use one engine; their steps take turns.
     """
 
@@ -155,8 +156,10 @@ class CpuEngine:
         """See `base.Engine.batch`."""
         rows = checked_rows(tokens, positions, sequences, self.token_ids, self.options)
         with self.team.mine():
-            one = len(rows) == 1  # what decoding does faster
-            return self._run("generate", "decode", rows) if one else self._every("batch", "batch", rows)
+            if len(rows) == 1:
+                return self._run("generate", "decode", rows)
+            name = "few" if len(rows) <= SMALL_BATCH else "batch"
+            return self._every(name, name, rows)
 
     def _every(self, group: str, program: str, rows: TokenRows) -> F32Array:
         """Every token's logits."""
@@ -269,7 +272,7 @@ class CpuEngine:
         return groups[name]
 
     def plan(self, form: str) -> Plan:
-        """A planned program: decode, prefill, all or batch."""
+        """A planned program: decode, prefill, all, few or batch."""
         wanted = form_of(form, self.options)
         return plan(optimise(self.module, wanted), rows_of(form, self.options))
 

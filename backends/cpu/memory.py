@@ -18,7 +18,7 @@ from briolette.compiler.views import View, view_of
 
 from ..base import Memory, Options, PlaneMemory, looked_up, stored_bytes
 from .emit import Layout, Plane, layout_of
-from .kernels.packed import ROWS
+from .kernels.packed import FEW, ROWS
 from .pack import packed_bytes
 from .packing import PACKED
 from .runtime_ir import CONTEXT_BYTES
@@ -33,20 +33,25 @@ COMPILING, COMPILING_NODE = 30 << 20, 24 << 10  # LLVM at work, and for each nod
 
 # Which programs are compiled together, and the form of each. Decoding and prefill share kernels and are
 # both wanted by any generation; every token's logits are wanted by evaluation, and of several sequences at once.
-GROUPS = {"generate": ("decode", "prefill"), "evaluate": ("all",), "batch": ("batch",)}
-FORM = {"batch": "all"}  # where a program's form has another name
+GROUPS = {"generate": ("decode", "prefill"), "evaluate": ("all",), "few": ("few",), "batch": ("batch",)}
+FORM = {"few": "all", "batch": "all"}  # where a program's form has another name
+SMALL_BATCH = (
+    4  # tokens that "few" takes; "batch", whose products are made of more rows at a time, takes longer for them
+)
 
 
 def form_of(name: str, options: Options) -> Form:
-    """What is wanted of the compiler for a program: decode, prefill, all or batch."""
-    bits = 8 if options.prefill == "fast" and name not in ("decode", "batch") else 16
-    how = Integers(tuple(PACKED.items()), ROWS, bits, experts=options.weights == "packed")
+    """What is wanted of the compiler for a program: decode, prefill, all, few or batch."""
+    bits = 8 if options.prefill == "fast" and name in ("prefill", "all") else 16
+    tile = FEW if name == "few" else ROWS
+    how = Integers(tuple(PACKED.items()), tile, bits, experts=options.weights == "packed")
     return form_named(FORM.get(name, name), options.cache, None if options.weights == "mapped" else how)
 
 
 def rows_of(name: str, options: Options) -> int:
     """Tokens that a step of a program takes at most."""
-    return {"decode": 1, "prefill": options.chunk}.get(name, min(ALL_LOGITS_CHUNK, options.chunk))
+    known = {"decode": 1, "few": SMALL_BATCH, "prefill": options.chunk}
+    return known.get(name, min(ALL_LOGITS_CHUNK, options.chunk))
 
 
 def positions_held(plane: Plane, options: Options) -> int:
@@ -98,7 +103,7 @@ def memory(module: Module, cache_type: str) -> Callable[..., Memory]:
     nodes = len(topological(module.roots))
 
     def of(options: Options, groups: Sequence[str] | None = None) -> Memory:
-        groups = groups or (("generate", "batch") if options.sequences > 1 else ("generate",))
+        groups = groups or (("generate", "few", "batch") if options.sequences > 1 else ("generate",))
         mapped: dict[str, int] = {}
         decoded: dict[str, int] = {}
         packed: dict[str, int] = {}

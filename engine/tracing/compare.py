@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from briolette.backends.base import checked, token_ids
+from briolette.backends.base import Options, checked, token_ids
 from briolette.compiler.dims import evaluate
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Module, Node
@@ -80,7 +80,7 @@ def held_against(
             f"the program {', '.join(list(known)[1:5])} …"
         )
     same_sizes(file.path.name, known, reference)
-    checked(reference.tokens.tolist(), 0, token_ids(module), len(reference.tokens))
+    checked(reference.tokens.tolist(), 0, token_ids(module), Options(context=len(reference.tokens)))
 
     def wanted(label: str) -> bool:
         return not patterns or any(fnmatchcase(label, pattern) for pattern in patterns)

@@ -95,7 +95,7 @@ def test_steps_take_no_more():
 
 
 def test_several_sequences_take_what_was_planned():
-    """Planes of all sequences, and the program that runs them together."""
+    """Planes of all sequences, and the programs that run few and many of their tokens together."""
     file, module = opened(E2B)
     options = Options(context=33, cache="f16", threads=2, chunk=16, sequences=3)
     one, planned = (cpu.memory(module, "f16")(replace(options, sequences=n)) for n in (1, 3))
@@ -103,6 +103,7 @@ def test_several_sequences_take_what_was_planned():
     engine = cpu.compile(module, Weights(file.tensor_bytes), options)
     engine.step(range(32), 0, sequence=2)
     engine.batch([1, 2, 3], [0, 0, 32], [0, 1, 2])
+    engine.batch([1] * 6, [1, 2, 3, 4, 5, 6], [0] * 6)
     assert engine.allocated == planned.allocated
     engine.close()
     plain = reference.compile(module, Weights(file.tensor_bytes), options)

@@ -35,6 +35,7 @@ from . import split
 from .linear import Linear, Products
 
 ROWS = 8  # rows of activations multiplied at a time: more are no faster, and make more code
+FEW = 2  # the same of a small batch: weights come from memory as fast as for one row
 
 
 @dataclass(frozen=True)
@@ -255,11 +256,11 @@ class _Sums:
 
     def made(self) -> list[Value]:
         fmt, count = self.format, self.elements // self.format.elements
-        # One row reads weights once, from memory: in their order. Many rows read them again and again; what counts
-        # for them is how few sums are in the making at a time.
+        # Few rows read weights from memory: in their order. Many read them again and again; what counts for them is how
+        # few sums are in the making at a time.
         apart = [tuple(range(at, at + BLOCK, 4)) for at in range(0, fmt.elements, BLOCK)]
         for block in range(count):
-            for span in self.unit.how.spans if self.x.rows == 1 else apart:
+            for span in self.unit.how.spans if self.x.rows <= FEW else apart:
                 self.span(block, span)
         return self.totals
 
