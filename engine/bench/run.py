@@ -131,7 +131,7 @@ def _loaded(
                 ours[-1][0].prepare(cases)
             if peer is not None:
                 engine, kv = ours[0][0].engine, ours[0][0].model.options.cache
-                other = Peer(*peer, source.path, threads, wanted.context, kv, engine.token_ids)
+                other = Peer(*peer, source.shards[0], threads, wanted.context, kv, engine.token_ids)
                 others.append((other, wanted.cases()))
         yield ours, others
     finally:

@@ -7,6 +7,7 @@ import mmap
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -25,10 +26,14 @@ from briolette.engine.bench.chart import Panel, Point, figure
 from briolette.engine.bench.measure import Case, measure
 from briolette.engine.bench.ours import Briolette
 from briolette.engine.bench.profile import profile
+from briolette.engine.bench.run import run
 from briolette.engine.bench.sizes import shortened, sizes
 from briolette.engine.bench.synthetic import random_blocks, repeated, stored_bytes, synthetic
+from briolette.engine.bench.wanted import Wanted
 from briolette.engine.bench.work import Work
 from briolette.engine.cli import app
+from briolette.engine.commands.bench import TELLING
+from briolette.engine.gguf import open_gguf
 from briolette.engine.model import architecture
 from briolette.spec import syntax
 
@@ -436,6 +441,16 @@ def test_a_peer_takes_turns_and_its_ratio_is_told(tmp_path):
     rows = called(E2B, *SIZES, "--threads", 1, *peer).splitlines()
     assert sum(row.endswith(" x") for row in rows) == 2
     assert any("beside llama.cpp" in row for row in rows)
+
+
+def test_a_peer_is_given_the_first_file_of_a_split_model(tmp_path):
+    script = stand_in(tmp_path)
+    script.write_text(script.read_text().replace('"9.9"', "sys.argv[3]"))
+    part = replace(open_gguf(E2B), path=Path("m-00002-of-00002.gguf"), shards=(E2B, Path("m-00002-of-00002.gguf")))
+    wanted = Wanted.read(["4"], ["0"], ["0"], ["1"], ["exact"], ["last"], 1)
+    options = {"kv": None, "weights": None, "chunk": 4, "spec": None}
+    found = run(part, wanted, options, TELLING, peer=("llama.cpp", script))
+    assert found.peer == {"llama.cpp": str(E2B)}  # the stand-in's version is the model that it is given
 
 
 def test_what_is_wrong_with_a_peer_is_told_in_a_sentence(tmp_path):
