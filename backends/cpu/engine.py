@@ -1,4 +1,4 @@
-"""The CPU engine: native programs, mapped weights, the KV cache, and the threads that run them."""
+"""The CPU engine: native programs, weights packed or mapped, KV caches, and the threads that run them."""
 
 from __future__ import annotations
 

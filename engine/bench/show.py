@@ -19,7 +19,8 @@ PROFILE_HEAD = ["block", "kernel", "calls", "ms/token", "share", "read", "of cei
 SHARES = """\
 Read: bytes of weights and KV cache that the tokens have to read, a second, and their share of what this machine can
 read. Multiplied: multiply-adds of the model, and the share of the time that the processor needs for them at its best
-(activations of 16 bits take two each). The ceilings were measured in this run."""
+(activations of 16 bits take two each). The ceilings were measured in this run. A share above 100% is of bytes that
+caches still held, or the ceilings are too low because other work had the machine meanwhile."""
 
 
 def ceiling_lines(limits: Iterable[Ceilings]) -> list[list[str]]:
