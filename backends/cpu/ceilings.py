@@ -58,7 +58,7 @@ def measure(threads: int, target: Target | None = None) -> Ceilings:
     run = {name: SIGNATURE(library.address(name)) for name in KERNELS}
     near = [aligned(NEAR) for _ in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
-        turns = _memory_size() // threads // SPAN // STREAMS
+        turns = memory_size() // threads // SPAN // STREAMS
         far = [aligned(turns * SPAN * STREAMS) for _ in range(threads)]
         list(pool.map(lambda at: at.fill(1), far))  # pages are taken from the system, by the thread that reads them
 
@@ -83,7 +83,7 @@ def measure(threads: int, target: Target | None = None) -> Ceilings:
         )
 
 
-def _memory_size() -> int:
+def memory_size() -> int:
     """Bytes that are read: many times what the last cache holds, where the system tells."""
     told = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from briolette.backends.cpu import ceilings
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.pipeline import front
 from briolette.engine.available import available_memory
@@ -75,7 +76,8 @@ def made_up(name: str, wanted: Wanted, options: dict[str, Any]) -> tuple[Synthet
         engine = options_for(model.header, module, options["kv"], most, wanted.context, options["chunk"], weights)
         planner = Planner(model.header, module, engine.cache)
         planned, taken = planner.plan(engine), planner.measure(engine)
-    needed, have = len(wanted.prefill) * planned.allocated + planned.peak - planned.allocated, available_memory()
+    engines = len(wanted.prefill) * planned.allocated
+    needed, have = engines + planned.peak - planned.allocated + ceilings.memory_size(), available_memory()
     told = f"{size(needed)}, {size(planned.weights + planned.packed)} of it weights"
     if needed > have.bytes:
         raise BrioletteError(

@@ -377,6 +377,12 @@ def test_a_synthetic_model_computes_finite_numbers():
     model.close()
 
 
+def test_memory_for_the_ceilings_is_planned_too(monkeypatch):
+    monkeypatch.setattr(ceilings, "LEAST", 1 << 50)
+    monkeypatch.setattr(ceilings, "MOST", 1 << 50)
+    assert "gemma4-e2b:1 takes 1024." in called("--synthetic", "gemma4-e2b:1", code=2)  # TiB
+
+
 def test_what_does_not_fit_is_refused_with_the_numbers_of_the_plan(monkeypatch):
     from briolette.engine.commands import bench
 
