@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import io
 import os
 import sys
+import threading
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +24,7 @@ class Commands(TyperGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         _take_places()
+        sys.unraisablehook = _interrupt_again
         try:
             return super().main(*args, **kwargs)
         except OSError as problem:
@@ -60,6 +63,15 @@ def _take_places() -> None:
     for name, flags in (("stdin", os.O_RDONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY)):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, flags), "w" if flags else "r"))
+
+
+def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C may come while Python is where nothing can be raised: in a callback of the garbage collector, say. It
+    comes again, a moment later."""
+    if lost.exc_type is KeyboardInterrupt:
+        threading.Timer(0.02, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _is_of_output(problem: OSError) -> bool:

@@ -274,6 +274,27 @@ def test_a_closed_pipe_ends_quietly():
     assert process.returncode == 141
 
 
+def test_an_interrupt_where_nothing_can_be_raised_comes_again():
+    """As from a weak reference's callback, while nodes of a compiled program are collected."""
+    code = (
+        "import os, signal, sys, time\n"
+        "from briolette.engine.cli import app\n"
+        "class Freed:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(0.1)\n"
+        "@app.command()\n"
+        "def lose():\n"
+        "    freed = Freed()\n"
+        "    del freed\n"
+        "    time.sleep(20)\n"
+        "    print('lost')\n"
+        "app(['lose'])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
 def test_interrupt_ends_quietly(gemma3_path):
     command = [sys.executable, "-m", "briolette", "run", str(gemma3_path), "Once upon a time", "-n", "3000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
