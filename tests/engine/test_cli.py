@@ -274,6 +274,11 @@ def test_a_closed_pipe_ends_quietly():
     assert process.returncode == 141
 
 
+def heed_interrupts():
+    """For a child: where tests run in the background of a shell, interrupts are ignored, and it would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_where_nothing_can_be_raised_comes_again():
     """As from a weak reference's callback, while nodes of a compiled program are collected."""
     code = (
@@ -291,13 +296,15 @@ def test_an_interrupt_where_nothing_can_be_raised_comes_again():
         "    print('lost')\n"
         "app(['lose'])\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, preexec_fn=heed_interrupts)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 
 
 def test_interrupt_ends_quietly(gemma3_path):
     command = [sys.executable, "-m", "briolette", "run", str(gemma3_path), "Once upon a time", "-n", "3000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, preexec_fn=heed_interrupts) as process:
         assert process.stdout is not None
         process.stdout.read(1)
         time.sleep(0.2)
