@@ -22,11 +22,10 @@ from briolette.compiler.opset.matrices import TILE
 from .build import F32, I32, I64, PTR, Build, Target, Value
 from .jit import Library, cached_object, compile_object, object_key
 from .pack import aligned
-from .packing import LINE
+from .packing import AHEAD, LINE
 from .quads import WORD, emit_dot4
 
 STREAMS, SPAN = 4, 256  # that a thread reads side by side; bytes of each in a turn
-AHEAD = 8192  # bytes that memory is asked for ahead of its use, into L2
 NEAR = 8192  # bytes that multiplications read their operands from: a part of the nearest cache
 BYTES_BITS = 7  # of a weight's byte: what the packed formats have at most where AVX2 multiplies pairs
 LEAST, MOST = 256 << 20, 2 << 30  # bytes to read: more than caches hold, no more than small machines have

@@ -24,6 +24,7 @@ from .emit import Emitter, Plane, layout_of
 from .jit import Library, cached_object, compile_object, object_key
 from .memory import (
     DTYPES,
+    GROUP_OF,
     GROUPS,
     SMALL_BATCH,
     arena_bytes,
@@ -144,12 +145,12 @@ class CpuEngine:
         rows = checked(tokens, start, self.token_ids, self.options, sequence)
         with self.team.mine():
             if len(rows) == 1:
-                return self._run("generate", "decode", rows)
+                return self._run("decode", rows)
             if logits == "all":
-                return self._every("evaluate", "all", rows)
+                return self._every("all", rows)
             chunk = self.options.chunk
             for at in range(0, len(rows), chunk):
-                result = self._run("generate", "prefill", rows.part(at, chunk))
+                result = self._run("prefill", rows.part(at, chunk))
             return result
 
     def batch(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> F32Array:
@@ -157,15 +158,14 @@ class CpuEngine:
         rows = checked_rows(tokens, positions, sequences, self.token_ids, self.options)
         with self.team.mine():
             if len(rows) == 1:
-                return self._run("generate", "decode", rows)
-            name = "few" if len(rows) <= SMALL_BATCH else "batch"
-            return self._every(name, name, rows)
+                return self._run("decode", rows)
+            return self._every("few" if len(rows) <= SMALL_BATCH else "batch", rows)
 
-    def _every(self, group: str, program: str, rows: TokenRows) -> F32Array:
+    def _every(self, program: str, rows: TokenRows) -> F32Array:
         """Every token's logits."""
         chunk, found = rows_of(program, self.options), np.empty((len(rows), self.vocabulary), np.float32)
         for at in range(0, len(rows), chunk):
-            self._run(group, program, rows.part(at, chunk), found[at : at + chunk])
+            self._run(program, rows.part(at, chunk), found[at : at + chunk])
         return found
 
     def values(
@@ -211,9 +211,9 @@ class CpuEngine:
 
         return restore
 
-    def _run(self, group: str, program: str, rows: TokenRows, to: F32Array | None = None) -> F32Array:
+    def _run(self, program: str, rows: TokenRows, to: F32Array | None = None) -> F32Array:
         """Runs a program; gives its logits, in `to` if that is given: they are large, and a copy takes its time."""
-        loaded = self.group(group)
+        loaded = self.group(GROUP_OF[program])
         view = loaded.results[program]
         fits = to is not None and view.contiguous and to.nbytes == result_bytes(view, len(rows))
         out = self._call(loaded, program, rows, to.reshape(-1) if to is not None and fits else None)

@@ -34,6 +34,7 @@ COMPILING, COMPILING_NODE = 30 << 20, 24 << 10  # LLVM at work, and for each nod
 # Which programs are compiled together, and the form of each. Decoding and prefill share kernels and are
 # both wanted by any generation; every token's logits are wanted by evaluation, and of several sequences at once.
 GROUPS = {"generate": ("decode", "prefill"), "evaluate": ("all",), "few": ("few",), "batch": ("batch",)}
+GROUP_OF = {program: group for group, programs in GROUPS.items() for program in programs}
 FORM = {"few": "all", "batch": "all"}  # where a program's form has another name
 SMALL_BATCH = (
     4  # tokens that "few" takes; "batch", whose products are made of more rows at a time, takes longer for them

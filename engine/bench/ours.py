@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable
 from typing import cast
 
 from briolette.backends.cpu.engine import CpuEngine
-from briolette.backends.cpu.memory import GROUPS, rows_of
+from briolette.backends.cpu.memory import GROUP_OF, rows_of
 from briolette.engine.model import Model
 
 from .measure import Case
 from .work import Work, Works
 
-GROUP = {program: group for group, programs in GROUPS.items() for program in programs}
 IDS = 1000  # different tokens that are used: rows of the tables that are looked up in
 
 
@@ -38,7 +37,7 @@ class Briolette:
 
     def group(self, case: Case) -> str:
         """The group of programs that a case runs one of."""
-        return GROUP[self.steps(case)[0]]
+        return GROUP_OF[self.steps(case)[0]]
 
     def fill(self, depth: int) -> None:
         """See `measure.Subject`."""
@@ -67,7 +66,7 @@ class Briolette:
     def counted(self, program: str) -> Works:
         """The work of a program's steps."""
         if program not in self.works:
-            self.works[program] = Works(self.engine.group(GROUP[program]).plans[program].module)
+            self.works[program] = Works(self.engine.group(GROUP_OF[program]).plans[program].module)
         return self.works[program]
 
     def steps(self, case: Case) -> tuple[str, list[tuple[int, int]]]:

@@ -36,6 +36,19 @@ def split(b: Build, rows: Value, tid: Value, threads: Value) -> tuple[Value, Val
     return first, b.ir.udiv(b.mul(rows, b.add(tid, 1)), threads)
 
 
+def smaller(b: Build, x: Value, y: Value) -> Value:
+    """Of two signed integers, scalars or vectors."""
+    return b.ir.select(b.ir.icmp_signed("<", x, y), x, y)
+
+
+def larger(b: Build, x: Value, y: Value) -> Value:
+    return b.ir.select(b.ir.icmp_signed(">", x, y), x, y)
+
+
+def quotient_up(b: Build, x: Value, y: Value) -> Value:
+    return b.ir.udiv(b.sub(b.add(x, y), 1), y)
+
+
 def emit_cache_store(b: Build, dtype: str, value: Value, ptr: Value, offset: int | Value = 0) -> None:
     """Store an f32 scalar or vector as a cache of `dtype` keeps it (`briolette.compiler.ops.rounded`)."""
     if dtype != "f32":

@@ -23,6 +23,7 @@ from briolette.compiler.views import heads_lie_together, view_of
 
 from ..build import F32, I16, I32, I64, PTR, VOID, Build, Target, Value
 from ..math import exp
+from . import larger, smaller
 
 TILE = 64  # positions: K and V of a tile stay in L2
 LOWEST = -3.4028234663852886e38  # a maximum of nothing: finite, because it is subtracted from itself
@@ -68,6 +69,10 @@ class Array:
 
     offset: int
     stride: int
+
+    def row(self, b: Build, memory: Value, index: Value) -> Value:
+        """Where a row lies, in the memory that has the array."""
+        return b.at(b.at(memory, self.offset), b.mul(index, self.stride))
 
 
 def arrays(sizes: Mapping[str, tuple[int, int]]) -> tuple[dict[str, Array], int]:
@@ -172,8 +177,7 @@ class Kernel:
 
     def place(self, name: str, row: Value) -> Value:
         """A row of an array in scratch."""
-        array = self.places[name]
-        return self.b.at(self.b.at(self.scratch, array.offset), self.b.mul(row, array.stride))
+        return self.places[name].row(self.b, self.scratch, row)
 
     def sight(self, row: Value) -> tuple[Value, Value]:
         """The first and the last position that a row sees, i64."""
@@ -234,16 +238,3 @@ def transposed(b: Build, vectors: Sequence[Value]) -> list[Value]:
             rows[i + half] = b.shuffle(x, [n + k if k & half else k + half for k in range(n)], y)
         half //= 2
     return rows
-
-
-def smaller(b: Build, x: Value, y: Value) -> Value:
-    """Of two signed integers, scalars or vectors."""
-    return b.ir.select(b.ir.icmp_signed("<", x, y), x, y)
-
-
-def larger(b: Build, x: Value, y: Value) -> Value:
-    return b.ir.select(b.ir.icmp_signed(">", x, y), x, y)
-
-
-def quotient_up(b: Build, x: Value, y: Value) -> Value:
-    return b.ir.udiv(b.sub(b.add(x, y), 1), y)

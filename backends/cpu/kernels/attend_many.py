@@ -25,6 +25,7 @@ from llvmlite import ir
 
 from ..build import F32, I32, PTR, Target, Value
 from ..math import exp, softcap
+from . import larger, quotient_up, smaller
 from .attend import (
     LOWEST,
     TILE,
@@ -34,10 +35,7 @@ from .attend import (
     Row,
     arrays,
     declare,
-    larger,
     padded,
-    quotient_up,
-    smaller,
     transposed,
     weight,
 )

@@ -23,7 +23,7 @@ from llvmlite import ir
 
 from ..build import F32, I32, Build, Target, Value
 from ..math import exp, softcap
-from . import split
+from . import larger, quotient_up, smaller, split
 from .attend import (
     LOWEST,
     TILE,
@@ -32,12 +32,9 @@ from .attend import (
     Kernel,
     Row,
     declare,
-    larger,
-    quotient_up,
-    smaller,
     weight,
 )
-from .attend_parts import BEGINS, ENDS, PARTS, Group, State, clear, divide, each_vector, kept, layout, own_layout, place
+from .attend_parts import BEGINS, ENDS, PARTS, Group, State, clear, divide, each_vector, kept, layout, own_layout
 
 
 def emit_attend_one(module: ir.Module, target: Target, name: str, spec: Attend) -> ir.Function:
@@ -85,7 +82,7 @@ class _One(Kernel):
         self.b.store(self.b.i64(0), self.task(part), align=8)
 
     def task(self, part: Value) -> Value:
-        return place(self.b, layout(self.spec)[0]["task"], self.parts, part)
+        return layout(self.spec)[0]["task"].row(self.b, self.parts, part)
 
     def walk(self, body: Callable[[Value, Value, Value, Value], None]) -> Value:
         """`body(row, first position seen, how many, how many by all groups of rows before)` for each row. Rows that are

@@ -59,12 +59,7 @@ class State:
     first: Value
 
     def place(self, name: str, head: Value) -> Value:
-        return place(self.b, self.places[name], self.memory, self.b.add(self.first, head))
-
-
-def place(b: Build, array: Array, memory: Value, row: Value) -> Value:
-    """A row of an array."""
-    return b.at(b.at(memory, array.offset), b.mul(row, array.stride))
+        return self.places[name].row(self.b, self.memory, self.b.add(self.first, head))
 
 
 def kept(b: Build, spec: Attend, parts: Value, part: Value, which: Value | int) -> State:
@@ -93,7 +88,7 @@ class _Merge:
         b, task = self.b, layout(self.spec)[0]["task"]
 
         def part(begin: Value, carried: list[Value]) -> list[Value]:
-            here = place(b, task, self.parts, begin)
+            here = task.row(b, self.parts, begin)
             there, row, group, end = (b.load(here, I64, 8 * i, align=8) for i in range(len(TASK)))
             some = b.ir.icmp_signed("!=", there, b.i64(0))
 

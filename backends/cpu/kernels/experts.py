@@ -15,7 +15,7 @@ from briolette.compiler.opset.matrices import TILE
 from briolette.compiler.plan import quantised_bytes
 
 from ..build import I32, I64, PTR, VOID, Build, Target, Value
-from . import split
+from . import quotient_up, smaller, split
 from .linear import Linear
 from .packed import ROWS, PackedProducts
 
@@ -71,14 +71,14 @@ class _Grouped(PackedProducts):
         """Pairs start .. start + count of the sorted order, which are one expert's."""
         b = self.b
         weights = self.weights_of(self.expert(self.pair(start)))
-        tiles = b.ir.udiv(b.add(count, ROWS - 1), b.i64(ROWS))
+        tiles = quotient_up(b, count, b.i64(ROWS))
         b.loop(0, tiles, 1, [], lambda t, _: self.gather(t, start, count))
 
         def column(n: Value, _: list[Value]) -> None:
             def tile(t: Value, _: list[Value]) -> None:
                 before = b.mul(t, ROWS)
                 x, left = self.planes.tile(self.scratch, t), b.sub(count, before)
-                size = b.ir.select(b.ir.icmp_signed("<", left, b.i64(ROWS)), left, b.i64(ROWS))
+                size = smaller(b, left, b.i64(ROWS))
                 self.one(n, x, weights, size, lambda r: self.pair(b.add(b.add(start, before), r)))
 
             b.loop(0, tiles, 1, [], tile)
@@ -91,8 +91,7 @@ class _Grouped(PackedProducts):
         row_bytes = quantised_bytes(self.spec.inputs, self.planes.bits, self.planes.block)
         rows = []
         for r in range(ROWS):
-            wanted = b.add(b.mul(tile, ROWS), r)
-            at = b.ir.select(b.ir.icmp_signed("<", wanted, end), wanted, end)
+            at = smaller(b, b.add(b.mul(tile, ROWS), r), end)
             source = self.input_row(self.pair(b.add(start, at)))
             rows.append(b.at(self.pointer[self.x], b.mul(source, row_bytes)))
         to = self.planes.tile(self.scratch, tile)

@@ -23,7 +23,7 @@ from briolette.compiler.ops import attributes
 from ..blocks import emit_dot, emit_span, unit
 from ..build import F32, I32, I64, PTR, VOID, Build, Target, Value
 from ..math import ELEMENTWISE
-from . import ALIKE, Place, split
+from . import ALIKE, Place, smaller, split
 
 PREFETCH_AHEAD = 16384  # bytes; to L2, see facts on decode kernels
 PANEL_ROWS = 16  # weight rows dequantised together in the form for many tokens
@@ -206,7 +206,7 @@ class Products:
         def panel(index: Value, _: list[Value]) -> None:
             column = b.mul(index, PANEL_ROWS)
             left = b.sub(b.i64(spec.outputs), column)
-            size = b.ir.select(b.ir.icmp_signed("<", left, b.i64(PANEL_ROWS)), left, b.i64(PANEL_ROWS))
+            size = smaller(b, left, b.i64(PANEL_ROWS))
             for place, w in enumerate(self.weights):
                 self.unpack(w, column, size, place)
             self.multiply(column, size)

@@ -27,11 +27,12 @@ from llvmlite import ir
 
 from briolette.compiler.ir import Node
 from briolette.compiler.opset.matrices import BLOCK, LEAST, LEVELS, TILE
+from briolette.compiler.plan import quantised_bytes
 
 from ..build import F32, I8, I32, I64, PTR, VOID, Build, Target, Value
 from ..packing import LINE, Packing, Unit, packing
 from ..quads import emit_dot4
-from . import split
+from . import quotient_up, smaller, split
 from .linear import Linear, Products
 
 ROWS = 8  # rows of activations multiplied at a time: more are no faster, and make more code
@@ -55,7 +56,7 @@ def emit_quantize(module: ir.Module, target: Target, name: str, spec: Quantize) 
     b = Build(ir.IRBuilder(function.append_basic_block("entry")), target)
     x, out, rows, columns, stride, tid, threads = function.args
     tile, blocks = spec.tile, b.ir.udiv(columns, b.i64(spec.block))
-    tiles = b.ir.udiv(b.add(rows, tile - 1), b.i64(tile))
+    tiles = quotient_up(b, rows, b.i64(tile))
     first, last = split(b, b.mul(tiles, blocks), tid, threads)
     planes = Planes(b, columns, tile, spec.bits, spec.block)
 
@@ -64,8 +65,7 @@ def emit_quantize(module: ir.Module, target: Target, name: str, spec: Quantize) 
         to = planes.tile(out, t)
 
         def row(r: Value, _: list[Value]) -> None:
-            wanted, end = b.add(b.mul(t, tile), r), b.sub(rows, 1)
-            at = b.ir.select(b.ir.icmp_signed("<", wanted, end), wanted, end)
+            at = smaller(b, b.add(b.mul(t, tile), r), b.sub(rows, 1))
             source = b.at(x, b.mul(b.add(b.mul(at, stride), b.mul(k, spec.block)), 4))
             _quantize_block(b, source, planes.moved(to, r), planes, k)
 
@@ -126,9 +126,8 @@ class Planes:
         # Where scales, sums and small sums begin, in 256ths of a byte for each activation.
         scales = 32 * bits
         sums = scales + 1024 // block
-        small = sums + 1024 // BLOCK
-        self.starts = [self.part(start) for start in (scales, sums, small)]
-        self.bytes = self.part(small + 2048 // BLOCK)
+        self.starts = [self.part(start) for start in (scales, sums, sums + 1024 // BLOCK)]
+        self.bytes = self.part(quantised_bytes(256, bits, block))
 
     def integers(self, plane: int) -> int | Value:
         """Where the integers' first or second byte begins."""
@@ -345,14 +344,13 @@ class PackedProducts(Products):
 
     def all_rows(self) -> None:
         b = self.b
-        tiles = b.ir.udiv(b.add(self.rows, self.tile - 1), b.i64(self.tile))
+        tiles = quotient_up(b, self.rows, b.i64(self.tile))
         weights = [self.pointer[w] for w in self.weights]
 
         def column(n: Value, _: list[Value]) -> None:
             def rows(t: Value, _: list[Value]) -> None:
                 start = b.mul(t, self.tile)
-                left = b.sub(self.rows, start)
-                count = b.ir.select(b.ir.icmp_signed("<", left, b.i64(self.tile)), left, b.i64(self.tile))
+                count = smaller(b, b.sub(self.rows, start), b.i64(self.tile))
                 x = self.planes.tile(self.pointer[self.x], t)
                 self.one(n, x, weights, count, lambda r: b.add(start, r))
 
