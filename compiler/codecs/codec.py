@@ -117,7 +117,8 @@ def encode(codec: Codec, x: F32) -> tuple[U8, F16]:
 def decode(codec: Codec, codes: U8, scales: F16) -> F32:
     """The vectors that codes [..., D] and scales [..., D / block] stand for, float32 [..., D]."""
     values = codec.table(codes.shape[-1])[codes]
-    scaled = values.reshape(*scales.shape, -1) * scales.astype(np.float32)[..., None]
+    with np.errstate(invalid="ignore"):
+        scaled = values.reshape(*scales.shape, -1) * scales.astype(np.float32)[..., None]
     return scaled.reshape(codes.shape)
 
 

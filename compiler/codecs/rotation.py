@@ -75,5 +75,5 @@ def check_rotation(size: int, block: int | None = None) -> None:
         )
     if size % width:
         raise BrioletteError(
-            f"a head of {size} dimensions cannot be rotated in blocks of {width}: they do not divide it"
+            f"a head of {size} dimensions cannot be rotated in blocks of {width}, which do not divide it"
         )
