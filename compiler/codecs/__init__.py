@@ -1,5 +1,6 @@
 """Codecs of compressed KV caches, in numpy: what the interpreter runs and every engine is checked against."""
 
+from .codec import TQ_BITS as TQ_BITS
 from .codec import Codec as Codec
 from .codec import codec_named as codec_named
 from .codec import decode as decode

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import BrioletteError
 from . import absmax
-from .lloyd_max import positive_levels
+from .lloyd_max import levels
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -148,8 +148,7 @@ def _table(whole: bool, bits: int, width: int) -> F32:
     if whole:
         values = np.arange(2**bits, dtype=np.float32) - np.float32(2 ** (bits - 1))
     else:
-        upper = np.array(positive_levels(bits, width))
-        values = np.concatenate([-upper[::-1], upper]).astype(np.float32)
+        values = levels(bits, width).astype(np.float32)
     values.flags.writeable = False
     return values
 

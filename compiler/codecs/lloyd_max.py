@@ -32,30 +32,35 @@ def positive_levels(bits: int, size: int) -> tuple[float, ...]:
     """
     if bits < 1 or size < 2:
         raise ValueError(f"there is no quantiser of {bits} bits in {size} dimensions")
-    levels = _companded(2 ** (bits - 1), size)
-    error, step = _residual(levels, size)
+    upper = _companded(2 ** (bits - 1), size)
+    error, step = _residual(upper, size)
     for _ in range(100):
         if np.abs(error).max() < _TOLERANCE:
-            return tuple(levels.tolist())
+            return tuple(upper.tolist())
         # A whole step where it helps, else a part of one; levels stay in order.
         for part in 0.5 ** np.arange(30):
-            moved = levels - part * step
+            moved = upper - part * step
             if moved[0] > 0 and np.all(np.diff(moved) > 0) and moved[-1] < math.sqrt(size):
                 found = _residual(moved, size)
                 if np.abs(found[0]).max() < np.abs(error).max():
                     break
         else:
             break  # rounding: nothing is better
-        levels, (error, step) = moved, found
+        upper, (error, step) = moved, found
     if np.abs(error).max() > 1e-9:
         raise ArithmeticError(f"no Lloyd-Max quantiser of {bits} bits in {size} dimensions was found")
-    return tuple(levels.tolist())
+    return tuple(upper.tolist())
+
+
+def levels(bits: int, size: int) -> F64:
+    """The 2**bits best levels for spheres of radius sqrt(size) in `size` dimensions, rising, float64. See above."""
+    upper = np.array(positive_levels(bits, size))
+    return np.concatenate([-upper[::-1], upper])
 
 
 def distortion(bits: int, size: int) -> float:
     """The mean squared error of the quantiser, relative to the mean square, exactly."""
-    levels = np.array(positive_levels(bits, size))
-    mass, first, _ = _moments(levels, size)
+    mass, first, _ = _moments(np.array(positive_levels(bits, size)), size)
     # Levels are the means of their cells, so E[(y - c)^2] = E[y^2] - E[c^2], and E[y^2] is 1.
     return float(1 - np.sum(first**2 / mass) / np.sum(mass))
 
@@ -65,14 +70,14 @@ def _companded(count: int, size: int) -> F64:
     angle = np.linspace(0, math.asin(min(1.0, _TAIL / math.sqrt(size))), _GRID)
     cumulated = np.cumsum(np.cos(angle) ** (size / 3))
     at = (np.arange(count) + 0.5) / count * cumulated[-1]
-    levels: F64 = math.sqrt(size) * np.sin(np.interp(at, cumulated, angle))
-    return levels
+    upper: F64 = math.sqrt(size) * np.sin(np.interp(at, cumulated, angle))
+    return upper
 
 
-def _moments(levels: F64, size: int) -> tuple[F64, F64, F64]:
+def _moments(upper: F64, size: int) -> tuple[F64, F64, F64]:
     """Each cell's mass and first moment, and the density at its edges, all up to one common factor."""
     radius = math.sqrt(size)
-    inner = np.concatenate([[0.0], (levels[1:] + levels[:-1]) / 2])
+    inner = np.concatenate([[0.0], (upper[1:] + upper[:-1]) / 2])
     edges = np.append(inner, min(radius, inner[-1] + _TAIL))
     angles = np.arcsin(edges / radius)
     half = np.diff(angles)[:, None] / 2
@@ -83,15 +88,15 @@ def _moments(levels: F64, size: int) -> tuple[F64, F64, F64]:
     return weights.sum(axis=1), radius * (weights * np.sin(nodes)).sum(axis=1), density
 
 
-def _residual(levels: F64, size: int) -> tuple[F64, F64]:
-    """How far each level is from its cell's mean, and Newton's step: the new levels are levels - step."""
-    mass, first, density = _moments(levels, size)
+def _residual(upper: F64, size: int) -> tuple[F64, F64]:
+    """How far each level is from its cell's mean, and Newton's step: the better levels are upper - step."""
+    mass, first, density = _moments(upper, size)
     means = first / mass
-    edges = np.concatenate([[0.0], (levels[1:] + levels[:-1]) / 2, [0.0]])
+    edges = np.concatenate([[0.0], (upper[1:] + upper[:-1]) / 2, [0.0]])
     low = density[:-1] * (means - edges[:-1]) / mass / 2  # how a cell's mean follows the levels that make its edges
     high = density[1:] * (edges[1:] - means) / mass / 2
     low[0] = 0.0  # the edge at zero does not move
-    error = levels - means
+    error = upper - means
     return error, _tridiagonal(-low, 1 - low - high, -high, error)
 
 

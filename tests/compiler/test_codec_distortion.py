@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ VALUES = 2**21
 HALF_STEP = 2.0**-11  # half of float16's relative step
 
 
-def directions(size: int, seed: int = 0) -> np.ndarray:
+@lru_cache(maxsize=2)
+def directions(size: int, values: int = VALUES) -> np.ndarray:
     """Uniform points on the sphere of radius sqrt(size)."""
-    x = np.random.default_rng(seed).standard_normal((VALUES // size, size))
+    x = np.random.default_rng(0).standard_normal((values // size, size))
     return (x * math.sqrt(size) / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
 
 
@@ -32,16 +34,17 @@ def kept(name: str, x: np.ndarray) -> np.ndarray:
     return decode(codec_named(name), *encode(codec_named(name), x))
 
 
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("size", SIZES)
 def test_codes_of_directions_have_the_distortion_of_lloyd_and_max(bits, size):
-    codec, x = codec_named(f"tq{bits}"), directions(size)
+    # With many bits, the few values beyond the last level are much of the error: more are needed to measure it.
+    codec, x = codec_named(f"tq{bits}"), directions(size, VALUES if bits < 5 else 4 * VALUES)
     codes, _ = encode(codec, x)
     assert np.mean((codec.table(size)[codes] - x) ** 2) == pytest.approx(distortion(bits, size), rel=0.01)
 
 
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("size", SIZES)
 def test_a_scale_that_keeps_something_costs_what_it_must(bits, size):
     """With D as for the codes, the decoded length is sqrt(1 - D) before it is corrected, the inner product 1 - D.
 
@@ -56,16 +59,21 @@ def test_a_scale_that_keeps_something_costs_what_it_must(bits, size):
         assert 1 - 1.5 / size - 0.015 < found / expected < 1.01, name
 
 
-def products(size: int, name: str) -> np.ndarray:
-    """<q, x'> - <q, x> for decoded x', unit vectors x with heavy tails and queries with the cosine 0.5, all rotated."""
+@lru_cache(maxsize=1)
+def pairs(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors with heavy tails, and queries whose cosine with them is 0.5, all rotated."""
     rng = np.random.default_rng(1)
     x = rng.standard_t(3, (VALUES // size, size))
     x /= np.linalg.norm(x, axis=-1, keepdims=True)
     across = rng.standard_normal(x.shape)
     across -= np.sum(across * x, axis=-1, keepdims=True) * x
     across /= np.linalg.norm(across, axis=-1, keepdims=True)
-    query = hadamard(0.5 * x + math.sqrt(0.75) * across)
-    turned = hadamard(x).astype(np.float32)
+    return hadamard(x).astype(np.float32), hadamard(0.5 * x + math.sqrt(0.75) * across)
+
+
+def products(size: int, name: str) -> np.ndarray:
+    """<q, x'> - <q, x> for `pairs` x and q and what x becomes, x'."""
+    turned, query = pairs(size)
     if name.endswith("_raw"):  # the scale is the length, as in the paper
         codec = codec_named(name.removesuffix("_raw"))
         decoded = codec.table(size)[encode(codec, turned)[0]] / math.sqrt(size)
@@ -74,8 +82,8 @@ def products(size: int, name: str) -> np.ndarray:
     return np.sum(query * decoded, axis=-1) - 0.5
 
 
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("size", SIZES)
 def test_inner_products_are_unbiased_in_eden_mode_and_vary_little(bits, size):
     found, least = products(size, f"tq{bits}_eden"), distortion(bits, size)
     assert abs(found.mean()) < 0.001 * 0.5
