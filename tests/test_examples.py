@@ -22,13 +22,26 @@ WITHOUT_A_MODEL = {"turboquant_table.py": "   4      0.009    0.00931"}
 
 
 def test_every_example_is_tested():
-    assert {p.name for p in EXAMPLES.glob("*.py")} - {"models.py"} == {*WANTED, *WITHOUT_A_MODEL}
+    assert {p.name for p in EXAMPLES.glob("*.py")} - {"models.py"} == {*WANTED, *WITHOUT_A_MODEL, "cache_error.py"}
 
 
 @pytest.mark.parametrize("name", WANTED)
 def test_example(name, gemma3_path, smollm2_path):
     model = smollm2_path if name == "chat_turns.py" else gemma3_path
     assert WANTED[name] in output(name, str(model))
+
+
+def test_rotated_caches_of_a_real_model_are_like_random_directions(gemma3_path):
+    lines = [line.split() for line in output("cache_error.py", str(gemma3_path)).splitlines() if line.startswith("tq")]
+    assert [line[0] for line in lines] == ["tq2", "tq3", "tq4", "tq5", "tq6", "tq8"]
+    for _, _, *figures in lines:
+        k, worst_k, k_plain, _, v, worst_v, v_plain, _ = (float(figure.strip("()")) for figure in figures)
+        assert 0.9 < k < 1.02
+        assert 0.95 < v < 1.02
+        assert worst_k < 1.2
+        assert worst_v < 1.05
+        assert k_plain > 2.5  # so it is the rotation that does it
+        assert v_plain > 1.5
 
 
 @pytest.mark.parametrize("name", WITHOUT_A_MODEL)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from briolette.compiler.codecs import codec_named, decode, encode, is_codec
+from briolette.compiler.codecs import TQ_BITS, codec_named, decode, encode, is_codec
+from briolette.compiler.codecs.lloyd_max import distortion
 from briolette.compiler.errors import BrioletteError
 
 PLANES = {"tq2": (2,), "tq3": (2, 1), "tq4": (4,), "tq5": (4, 1), "tq6": (4, 2), "tq8": (8,)}
@@ -230,3 +233,14 @@ def test_blocks_that_do_not_divide_a_head_are_errors(name, size, block):
         BrioletteError, match=f"{name} keeps blocks of {block} values, which do not divide a head of {size}"
     ):
         encode(codec_named(name), np.ones((1, size), dtype=np.float32))
+
+
+@pytest.mark.parametrize("bits", TQ_BITS)
+def test_the_page_says_what_codecs_take_and_cost(bits):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "kv-cache.md").read_text()
+    codec = codec_named(f"tq{bits}")
+    cells = [
+        f"{codec.head_bytes(size)}, {8 * codec.head_bytes(size) / size:.2f}, {distortion(bits, size):.3g}"
+        for size in (128, 256, 512)
+    ]
+    assert f"| tq{bits} | {' | '.join(cells)} |" in page
