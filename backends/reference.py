@@ -17,8 +17,7 @@ from briolette.compiler.ir import Module, Node, topological
 from briolette.compiler.ops import OPS
 from briolette.compiler.pipeline import Form, optimise
 from briolette.compiler.plan import is_view, writes_cache
-from briolette.compiler.rewrite import rewrite
-from briolette.compiler.rules.cache import cache_dtype
+from briolette.compiler.rules.cache import kept
 
 from .base import (
     F32Array,
@@ -85,7 +84,7 @@ class ReferenceEngine:
             raise BrioletteError("this engine has been closed")
         ids = checked(tokens, 0, self.token_ids, self.options).ids
         self.interpreter.planes = self.caches[0]
-        stored = rewrite(replace(self.module, outputs=tuple(wanted)), cache_dtype(self.options.cache))
+        stored = kept(replace(self.module, outputs=tuple(wanted)), self.options.cache)
         self.interpreter.planes.clear()
         found = self.interpreter.step(stored.outputs, ids, 0)
         rows = [(last or {}).get(item, len(ids)) for item in wanted]

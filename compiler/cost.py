@@ -10,11 +10,21 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from .codecs import codec_named, is_codec
 from .dims import Dim, evaluate
 from .ir import Block, Module, Node, Type, called, topological
 from .ops import OPS, weight_below
 
 ELEMENT_BYTES = {"f32": 4, "i32": 4, "f16": 2, "bf16": 2, "q8": 1.5}  # of values and caches
+
+
+def value_bytes(type: Type) -> float:
+    """Bytes that an element of a value, or of a cache plane, takes; a codec's scales among them."""
+    if not is_codec(type.dtype):
+        return ELEMENT_BYTES[type.dtype]
+    size = type.shape[-1]
+    assert isinstance(size, int)
+    return codec_named(type.dtype).head_bytes(size) / size
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,7 @@ class Costs:
         inside = sum((self._plain(n, layer, bound) for n in topological(block.roots)), Cost())
         ends = [arg for arg in item.args if weight_below(arg) is None and not _is_plane(arg) and arg.op != "const"]
         ends += [] if _is_plane(item) else [item]
-        values = sum(math.prod(self._shape(n.type, item)) * ELEMENT_BYTES[n.type.dtype] for n in ends)
+        values = sum(math.prod(self._shape(n.type, item)) * value_bytes(n.type) for n in ends)
         return replace(inside, values=values)
 
     def _plain(self, item: Node, layer: int | None, bound: Mapping[Node, Node]) -> Cost:
@@ -100,13 +110,13 @@ class Costs:
             if stored is not None:
                 weights += count * self._stored(stored, layer)
             elif _is_plane(source):
-                cache += count * ELEMENT_BYTES[source.type.dtype]
+                cache += count * value_bytes(source.type)
             elif source.op != "const":
-                values += count * ELEMENT_BYTES[source.type.dtype]
+                values += count * value_bytes(source.type)
         if item.op == "cache_write":
-            cache += math.prod(shapes[1]) * ELEMENT_BYTES[item.type.dtype]
+            cache += math.prod(shapes[1]) * value_bytes(item.type)
         else:
-            values += math.prod(shapes[0]) * ELEMENT_BYTES[item.type.dtype]
+            values += math.prod(shapes[0]) * value_bytes(item.type)
         return Cost(declared.flops(*shapes), weights, cache, values)
 
     def _sum(self, roots: tuple[Node, ...], layer: int | None) -> Cost:
@@ -126,15 +136,18 @@ class Costs:
 
 
 def kv_token_bytes(module: Module, dtype: str | None = None) -> Mapping[int, int]:
-    """Bytes of K and V that each cache slot (a layer's) keeps for a token; with elements of `dtype`, if given."""
+    """Bytes of K and V that each cache slot (a layer's) keeps for every token; with elements of
+    `dtype`, if given."""
     found: dict[int, int] = {}
 
     def visit(roots: tuple[Node, ...], layer: int | None) -> None:
         for item in topological(roots):
-            if item.op == "cache_write":
+            if item.op == "cache_write" and not item["plane"].startswith("near"):
                 slot = _number(item["slot"], layer)
                 size = math.prod(_number(dim, layer) for dim in item.shape[1:])
-                found[slot] = found.get(slot, 0) + int(size * ELEMENT_BYTES[dtype or item.type.dtype])
+                found[slot] = found.get(slot, 0) + int(
+                    size * (ELEMENT_BYTES[dtype] if dtype else value_bytes(item.type))
+                )
             elif item.op == "layers":
                 for index, block in item["table"]:
                     visit(block.roots, index)

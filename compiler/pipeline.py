@@ -14,7 +14,7 @@ from .errors import BrioletteError
 from .header import Header
 from .ir import Module
 from .rewrite import Watch, rewrite
-from .rules.cache import cache_dtype
+from .rules.cache import kept
 from .rules.copies import copies
 from .rules.fuse import fuse
 from .rules.head import last_token
@@ -32,7 +32,7 @@ class Form:
     """Which program is wanted of a model.
 
     `tokens` is a fixed number of tokens a step (1 for decoding) or None for any; `logits` is "last" or
-    "all"; `cache` the element type of the KV cache; `integers`, which products are made in integers.
+    "all"; `cache` the policy by which the KV cache is kept (`policy`); `integers`, which products are made in integers.
     """
 
     tokens: int | None = None
@@ -95,7 +95,7 @@ def optimise(module: Module, form: Form, trace: Trace | None = None, watcher: Wa
     run("simplified", lambda m, hits, watch: rewrite(m, SIMPLIFY, hits, watch))
     run("head", narrowing)
     run("angles", lambda m, hits, watch: rewrite(m, ANGLES, hits, watch))
-    run("cache", lambda m, hits, watch: rewrite(m, cache_dtype(form.cache), hits, watch))
+    run("cache", lambda m, hits, watch: _watched("cache", m, kept(m, form.cache, hits), watch))
     run("integers", lambda m, hits, watch: rewrite(m, products(form.integers), hits, watch))
     run("fused", fusing)
     return module

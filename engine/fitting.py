@@ -11,6 +11,7 @@ from briolette.compiler.cost import kv_token_bytes
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header, TensorInfo
 from briolette.compiler.ir import Module
+from briolette.compiler.rules.cache import kept
 
 from .available import Available
 from .gguf import GgufFile
@@ -49,7 +50,7 @@ def fitted(
 def plenty(module: Module, options: Options, given: Available) -> bool:
     """Whether no plan, which takes a second, is needed to see that everything fits."""
     weights = sum(map(_stored_bytes, module.tensors))
-    cache = options.sequences * options.context * sum(kv_token_bytes(module, options.cache).values())
+    cache = options.sequences * options.context * sum(kv_token_bytes(kept(module, options.cache)).values())
     return 2 * (weights + cache + BESIDE) <= given.bytes
 
 

@@ -36,7 +36,7 @@ class KvMemory:
     token_bytes: int  # of K and V of one position, in all these layers
     positions: int  # that a layer holds, at most
     window: int | None  # where layers keep a ring: the widest window they see
-    bytes: int
+    bytes: int  # with those of the nearest positions, which coded layers keep in bf16, too
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,14 @@ def plan_memory(source: GgufFile | Header, module: Module, options: Options, bac
 
 def _kind(name: str, layers: Sequence[int] | None, planes: Sequence[PlaneMemory]) -> KvMemory:
     stored = tuple(dict.fromkeys(plane.slot for plane in planes))
-    windows = [plane.window for plane in planes]
+    whole = [plane for plane in planes if not plane.plane.startswith("near")]
+    windows = [plane.window for plane in whole]
     return KvMemory(
         kind=name,
         layers=stored if layers is None else tuple(layers),
         stored=stored,
-        token_bytes=sum(plane.token_bytes for plane in planes),
-        positions=max((plane.positions for plane in planes), default=0),
+        token_bytes=sum(plane.token_bytes for plane in whole),
+        positions=max((plane.positions for plane in whole), default=0),
         window=max((w for w in windows if w is not None), default=None) if None not in windows else None,
         bytes=sum(plane.bytes for plane in planes),
     )

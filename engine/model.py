@@ -18,8 +18,8 @@ from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header
 from briolette.compiler.ir import Module
 from briolette.compiler.labels import per_token, shown_labels
-from briolette.compiler.ops import CACHE_DTYPES
 from briolette.compiler.pipeline import front
+from briolette.compiler.policy import policy_named
 from briolette.spec import syntax
 
 from .available import available_memory
@@ -68,8 +68,9 @@ def load(
 ) -> Model:
     """Opens a GGUF file and compiles its architecture against it.
 
-    path: the file, or any shard of a split one, or one that is open. backend: "cpu" or "reference". kv: element type
-    of the KV cache, "f32", "f16" or "bf16" (by default f32 where the weights are, else f16). threads: by default one a
+    path: the file, or any shard of a split one, or one that is open. backend: "cpu" or "reference". kv: how the KV
+    cache is kept: "f32", "f16" or "bf16" (by default f32 where the weights are, else f16), or a policy that compresses
+    it: "quality", "balanced", "compact", or spelled out (`compiler.policy`). threads: by default one a
     core. spec: an architecture file instead of the shipped one. context: the most positions of a sequence.
     chunk: tokens a prefill step takes. weights: where the file's are quantised, "packed" puts them in the order of the
     fastest kernels, which multiply in integers, "mixed" does so but for experts, and "mapped" reads them where they lie
@@ -102,8 +103,7 @@ def options_for(
     if kv is None:
         plain = all(t.format == "f32" for t in module.tensors if len(t.shape) > 1)
         kv = "f32" if plain else "f16"
-    if kv not in CACHE_DTYPES:
-        raise BrioletteError(f"there is no KV cache type `{kv}`; there are {', '.join(CACHE_DTYPES)}")
+    policy_named(kv).keeps(module)  # raises for what this model cannot have
     threads = cores() if threads is None else threads
     context = min(context_length(header) or DEFAULT_CONTEXT, DEFAULT_CONTEXT) if context is None else context
     for name, value in (("threads", threads), ("context", context), ("chunk", chunk), ("sequences", sequences)):

@@ -8,15 +8,28 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
+from briolette.compiler.codecs import codec_named
 from briolette.compiler.dims import Affine, Dim, product
 from briolette.compiler.ir import Node
-from briolette.compiler.ops import inverse_frequencies
+from briolette.compiler.ops import attributes, inverse_frequencies
 from briolette.compiler.plan import Plan, base, writes_cache
 from briolette.compiler.views import view_of
 
 from .build import I64, PTR, VOID, Build, Target, Value
 from .describe import in_order, kernel_key, linear_spec, quantised, row_shape, row_stride, rows_spec, tiling
-from .kernels import attend, attend_many, attend_one, attend_parts, experts, linear, packed, rows, small
+from .kernels import (
+    attend,
+    attend_many,
+    attend_one,
+    attend_parts,
+    encode,
+    experts,
+    hadamard,
+    linear,
+    packed,
+    rows,
+    small,
+)
 from .profile import Marks, Unmarked
 from .runtime_ir import FIELDS, OF_OTHERS, emit_barrier
 
@@ -25,7 +38,8 @@ PAGE = 4096
 
 @dataclass(frozen=True)
 class Plane:
-    """A K or V plane of the KV cache: [heads, capacity, size] of dtype, read with a window or without."""
+    """A plane of the KV cache: [heads, capacity, size] of dtype, read with a window or without. Of a near plane the
+    window is what counts as recent; the first `sink` positions stay."""
 
     slot: int
     plane: str
@@ -33,6 +47,7 @@ class Plane:
     size: int
     dtype: str
     window: int | None
+    sink: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,8 @@ def scratch_of(item: Node) -> int:
     if item.op == "attend":
         shapes = (attend_parts.own_layout,) if item.shape[0] == 1 else (attend_parts.own_layout, attend_many.layout)
         return max(layout(attend.spec_of(item))[1] for layout in shapes)
+    if item.op == "cache_write":
+        return encode.scratch_bytes(item.shape[-1])
     if item.op != "fused":
         return 0
     spec = rows_spec(item) if item["family"] == "rows" else linear_spec(item)
@@ -87,17 +104,20 @@ def planes_of(plan: Plan) -> list[Plane]:
     windows: dict[Node, list[int | None]] = {}
     for step in plan.steps:
         if step.node.op == "attend":
-            for source in step.node.args[1:3]:
-                windows.setdefault(base(source), []).append(step.node.get("window"))
+            for place, source in enumerate(step.node.args):
+                seen = {1: "window", 2: "window", 4: "recent", 5: "recent"}.get(place)
+                if seen is not None:
+                    windows.setdefault(base(source), []).append(step.node.get(seen))
     found = []
     for step in plan.steps:
         write = writes_cache(step.node)
         if write is not None:
+            given = attributes(write)
             seen = windows.get(step.node, [None])
             window = None if None in seen else max(w for w in seen if w is not None)
             _, heads, size = write.shape
             assert isinstance(heads, int) and isinstance(size, int)
-            found.append(Plane(write["slot"], write["plane"], heads, size, write.type.dtype, window))
+            found.append(Plane(given["slot"], given["plane"], heads, size, write.type.dtype, window, given["sink"]))
     return found
 
 
@@ -286,6 +306,19 @@ class _Program:
         if q.shape[0] != 1:
             self.call(kernel(attend_many.emit_attend_many), *given)
 
+    def cache_write(self, item: Node) -> None:
+        """Heads to codes: numbers are written by the kernels that make them."""
+        x, pos = item.args
+        in_order(x)
+        codec, (_, heads, size) = codec_named(item.type.dtype), item.shape
+        function = self.emitter.kernel(
+            "encode",
+            f"encode {codec} {heads} {size}",
+            lambda name: encode.emit_encode(self.module, self.target, name, codec, heads, size),
+        )
+        given = (self.pointer(x), self.pointer(pos), *self.plane(item), self.fields["slots"], self.scratch)
+        self.call(function, *given, self.size(x.shape[0]), self.tid, self.fields["threads"])
+
     def small(self, item: Node, key: str, make: Callable[[str], ir.Function]) -> None:
         function = self.emitter.kernel(item.op, f"{item.op} {key}", make)
         for arg in item.args:
@@ -302,6 +335,15 @@ class _Program:
             item,
             key,
             lambda name: small.emit_rope_table(self.module, self.target, name, half, has_freqs, inverse, scale),
+        )
+
+    def hadamard(self, item: Node) -> None:
+        size, inverse = item.shape[-1], item.get("inverse", False)
+        block = item.get("block") or size
+        self.small(
+            item,
+            f"{size} {block} {inverse}",
+            lambda name: hadamard.emit_hadamard(self.module, self.target, name, size, block, inverse),
         )
 
     def top(self, item: Node) -> None:

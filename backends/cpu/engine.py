@@ -23,13 +23,13 @@ from .build import Target
 from .emit import Emitter, Plane, layout_of
 from .jit import Library, cached_object, compile_object, object_key
 from .memory import (
-    DTYPES,
     GROUP_OF,
     GROUPS,
     SMALL_BATCH,
     arena_bytes,
     form_of,
     memory,
+    plane_memory,
     positions_held,
     result_bytes,
     rows_of,
@@ -104,7 +104,7 @@ class CpuEngine:
         self.target = target or Target.host()
         self.context = aligned(CONTEXT_BYTES)
         self.planes: dict[tuple[int, str], _Plane] = {}
-        # The first position that a plane of each capacity still holds of a sequence. It does not go back when a
+        # The first position that a ring of each length still holds of a sequence. It does not go back when a
         # sequence is rewound: what a ring has overwritten is lost.
         self.oldest: dict[tuple[int, int], int] = {}
         self.decoded: dict[str, F32Array] = {}
@@ -191,9 +191,9 @@ class CpuEngine:
 
     def rewindable(self, end: int, to: int, sequence: int = 0) -> bool:
         """Whether every ring still holds the window before `to`, with `end` positions written."""
-        rings = {(p.of.window, p.capacity) for p in self.planes.values() if p.of.window is not None}
+        rings = {(p.of.window, p.ring) for p in self.planes.values() if p.of.window is not None}
         return to <= end and all(
-            self.oldest.get((sequence, capacity), 0) <= max(0, to - window + 1) for window, capacity in rings
+            self.oldest.get((sequence, ring), 0) <= max(0, to - window + 1) for window, ring in rings
         )
 
     def checkpoint(self) -> Callable[[], None]:
@@ -227,9 +227,9 @@ class CpuEngine:
         # What rings hold, before they are written: after an interruption they may or may not have been.
         for sequence, mine in rows.each():
             start, end = int(rows.positions[mine[0]]), int(rows.positions[mine[-1]]) + 1
-            for capacity in {p.capacity for p in self.planes.values()}:
-                before = self.oldest.get((sequence, capacity), 0)
-                self.oldest[sequence, capacity] = max(min(before, start), end - capacity)
+            for ring in {p.ring for p in self.planes.values()}:
+                before = self.oldest.get((sequence, ring), 0)
+                self.oldest[sequence, ring] = max(min(before, start), end - ring)
         if out is None:
             out = np.empty(result_bytes(loaded.results[program], len(rows)) // 4, np.float32)
         fields = loaded.fields | {
@@ -309,11 +309,12 @@ class CpuEngine:
 
 class _Plane:
     """A cache plane's memory: of each sequence, all positions, or a ring that holds a window and the chunk being
-    written."""
+    written, behind the first positions where those stay."""
 
     def __init__(self, of: Plane, options: Options):
         self.of, self.capacity = of, positions_held(of, options)
-        self.memory = aligned(options.sequences * of.heads * self.capacity * of.size, DTYPES[of.dtype])
+        self.ring = self.capacity - of.sink
+        self.memory = aligned(plane_memory(of, options).bytes)
 
 
 def default_weights() -> str:

@@ -9,6 +9,7 @@ from functools import cache
 
 import numpy as np
 
+from briolette.compiler.codecs import codec_named, is_codec
 from briolette.compiler.dims import evaluate, product
 from briolette.compiler.ir import Module, topological
 from briolette.compiler.pipeline import Form, form_named, optimise
@@ -17,6 +18,7 @@ from briolette.compiler.rules.integers import Integers
 from briolette.compiler.views import View, view_of
 
 from ..base import Memory, Options, PlaneMemory, looked_up, stored_bytes
+from .coded import GROUP, Coded
 from .emit import Layout, Plane, layout_of
 from .kernels.packed import FEW, ROWS
 from .pack import packed_bytes
@@ -56,15 +58,24 @@ def rows_of(name: str, options: Options) -> int:
 
 
 def positions_held(plane: Plane, options: Options) -> int:
-    """All positions, or a ring that holds a window and the chunk being written."""
+    """All positions, or a ring that holds a window and the chunk being written behind those that stay. Codes come in
+    whole groups of positions."""
     ring = options.context if plane.window is None else plane.window + options.chunk
-    return min(options.context, ring)
+    held = max(min(options.context, plane.sink + ring), plane.sink + 1)
+    return -(-held // GROUP) * GROUP if is_codec(plane.dtype) else held
+
+
+def token_bytes(plane: Plane) -> int:
+    """What a position takes in a plane, with codes on the average of whole groups."""
+    if is_codec(plane.dtype):
+        return plane.heads * Coded(codec_named(plane.dtype), plane.size).ring_bytes(GROUP) // GROUP
+    return plane.heads * plane.size * np.dtype(DTYPES[plane.dtype]).itemsize
 
 
 def plane_memory(plane: Plane, options: Options) -> PlaneMemory:
     """A cache plane as it is allocated."""
-    token = plane.heads * plane.size * np.dtype(DTYPES[plane.dtype]).itemsize
-    return PlaneMemory(plane.slot, plane.plane, token, positions_held(plane, options), plane.window, options.sequences)
+    held = positions_held(plane, options)
+    return PlaneMemory(plane.slot, plane.plane, token_bytes(plane), held, plane.window, options.sequences)
 
 
 def arena_bytes(plans: Sequence[Plan]) -> int:

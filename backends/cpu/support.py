@@ -23,7 +23,7 @@ def kernels() -> dict[str, tuple[str, ...]]:
         elif "elementwise" in op.traits and name in ELEMENTWISE:
             found[name] = (*PRODUCTS.values(), "rows")
         elif name in ROW_OPS or "effect" in op.traits:
-            found[name] = ("rows",)
+            found[name] = ("rows",) if not has_kernel(name) else ("rows", OWN)
         elif not op.traits & {"leaf", "view", "structure"} and has_kernel(name):
             found[name] = (OWN,)
     return found

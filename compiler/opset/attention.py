@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ..codecs import codec_named, decode, encode, is_codec
+from ..codecs import hadamard as transformed
 from ..dims import Dim, symbol
 from ..ir import Node, Type
 from ..optable import F32, REQUIRED, Array, Context, Draw, Sample, need, node, op
@@ -13,7 +15,7 @@ from .rows import softmax
 
 CAPACITY = symbol("C")
 CACHE_DTYPES = ("f32", "f16", "bf16")
-PLANES = ("k", "v")
+PLANES = ("k", "v", "near_k", "near_v")
 
 
 def inverse_frequencies(theta: float, dims: int, scale: float, freqs: Array | None = None, real: Any = F32) -> Array:
@@ -135,8 +137,42 @@ def rope(
     return rotate(context, x, rope_table(context, pos, freqs, **attrs), interleaved=interleaved)
 
 
+def _hadamard_type(x: Type, *, block: int | None, inverse: bool) -> Type:
+    size = x.shape[-1] if x.shape else 0
+    need(x.dtype == "f32" and isinstance(size, int) and size > 0, f"hadamard needs rows of f32, not {x}")
+    assert isinstance(size, int)
+    length = block or size
+    fits = length & (length - 1) == 0 and size % length == 0
+    need(fits, f"hadamard: rows of {size} are no blocks of a power of two{f', {block}' if block else ''}")
+    return Type(x.shape)
+
+
+def _sample_hadamard(d: Draw) -> Sample:
+    block, count = d.pick([1, 2, 8, 16, 32]), d.integer(1, 3)
+    attrs = {"block": block if count & (count - 1) or d.pick([True, False]) else None, "inverse": d.pick([True, False])}
+    return Sample((Type((d.integer(1, 4), d.integer(1, 3), block * count)),), attrs)
+
+
+@op(
+    "x",
+    infer=_hadamard_type,
+    traits="row",
+    flops=lambda out, x: int(np.prod(out)) * max(1, int(out[-1]).bit_length() - 1),
+    sample=_sample_hadamard,
+    block=None,
+    inverse=False,
+)
+def hadamard(context: Context, x: Array, *, block: int | None, inverse: bool) -> Array:
+    """Rows turned so that their values look like a normal distribution's: fixed random signs, then the orthonormal
+    Walsh-Hadamard transform, of the whole row or by blocks. Scalar products stay; `inverse` turns back."""
+    return transformed(x, block, inverse)
+
+
 def rounded(x: Array, dtype: str) -> Array:
-    """f32 values as a cache of that element type keeps them (round to nearest even)."""
+    """f32 values as a cache of that element type keeps them (round to nearest even), or after a codec."""
+    if is_codec(dtype):
+        codec = codec_named(dtype)
+        return decode(codec, *encode(codec, np.asarray(x, F32)))
     if dtype == "f16":
         return x.astype(np.float16).astype(F32)
     if dtype == "bf16":
@@ -146,14 +182,16 @@ def rounded(x: Array, dtype: str) -> Array:
     return x
 
 
-def _write_type(x: Type, pos: Type, slot: Dim, plane: str, dtype: str) -> Type:
+def _write_type(x: Type, pos: Type, slot: Dim, plane: str, dtype: str, sink: int) -> Type:
     need(len(x.shape) == 3 and x.dtype == "f32", f"a cache takes heads [T, H, D], not {x}")
     need(
         pos.shape == x.shape[:1] and pos.dtype == "i32",
         f"a cache takes positions {list(x.shape[:1])}, not {pos}",
     )
-    need(plane in PLANES, f"a cache has the planes k and v, no {plane!r}")
-    need(dtype in CACHE_DTYPES, f"no cache of {dtype}; there are {', '.join(CACHE_DTYPES)}")
+    need(plane in PLANES, f"a cache has the planes {', '.join(PLANES)}, no {plane!r}")
+    known = dtype in CACHE_DTYPES or is_codec(dtype)
+    need(known, f"no cache of {dtype}; there are {', '.join(CACHE_DTYPES)}, and codecs such as tq4")
+    need(sink >= 0, f"a cache keeps some first positions, not {sink}")
     return Type((CAPACITY, *x.shape[1:]), dtype)
 
 
@@ -172,14 +210,27 @@ def _sample_write(d: Draw) -> Sample:
     slot=REQUIRED,
     plane=REQUIRED,
     dtype="f32",
+    sink=0,
 )
-def cache_write(context: Context, x: Array, pos: Array, slot: Dim, plane: str, dtype: str) -> Array:
-    """Puts heads [T, H, D] into a K or V plane at their positions; the plane [C, H, D] as it then is."""
+def cache_write(context: Context, x: Array, pos: Array, slot: Dim, plane: str, dtype: str, sink: int) -> Array:
+    """Puts heads [T, H, D] into a K or V plane at their positions; the plane [C, H, D] as it then is. Where a plane is
+    a ring, its first `sink` positions stay."""
     return context.append(slot, plane, rounded(x, dtype), pos)
 
 
 def _attend_type(
-    q: Type, k: Type, v: Type, pos: Type, *, scale: float, window: int | None, softcap: float | None
+    q: Type,
+    k: Type,
+    v: Type,
+    pos: Type,
+    near_k: Type | None = None,
+    near_v: Type | None = None,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sink: int,
+    recent: int,
 ) -> Type:
     ranks = {len(t.shape) for t in (q, k, v)}
     need(ranks == {3}, f"attend needs q [T, H, D], k [C, G, D], v [C, G, E], not {q}, {k}, {v}")
@@ -192,6 +243,11 @@ def _attend_type(
     need(q.shape[:1] == pos.shape and pos.dtype == "i32", f"attend: {q.shape[0]} queries, positions {pos}")
     need(window is None or window > 0, f"attend: a window of {window} positions sees nothing")
     need(softcap is None or softcap > 0, f"attend: a softcap is above 0, not {softcap}")
+    if near_k is not None:
+        fits = near_v is not None and (near_k.shape, near_v.shape) == (k.shape, v.shape)
+        need(fits, f"attend: near planes {near_k} and {near_v} of planes {k} and {v}")
+    need(sink >= 0 and recent >= 0, f"attend: {sink} first and {recent} latest positions")
+    need((near_k is None) == (sink + recent == 0), "attend: near planes hold the first and the latest positions")
     return Type((*q.shape[:2], v.shape[2]))
 
 
@@ -200,18 +256,34 @@ def _sample_attend(d: Draw) -> Sample:
     length, size, vsize = d.integer(1, 12), d.integer(1, 20), d.integer(1, 20)
     q, k, v = (rows, groups * share, size), (length, groups, size), (length, groups, vsize)
     attrs = {"scale": d.pick([1.0, 0.125]), "window": d.pick([None, 1, 3]), "softcap": d.pick([None, 5.0])}
-    return Sample((Type(q), Type(k), Type(v), Type((rows,), "i32")), attrs, below={3: length})
+    args, near = (Type(q), Type(k), Type(v), Type((rows,), "i32")), d.pick([(), (), (Type(k), Type(v))])
+    if near:
+        attrs |= {"sink": d.integer(0, 3), "recent": d.integer(1, 5)}
+    return Sample((*args, *near), attrs, below={3: length})
+
+
+def _attend_flops(out: tuple[int, ...], *args: tuple[int, ...]) -> int:
+    q, k, v = args[:3]
+    return 2 * int(np.prod(q)) * k[0] + 2 * int(np.prod(out)) * v[0]
+
+
+def _attend_reads(out: tuple[int, ...], *args: tuple[int, ...]) -> list[int]:
+    """Near planes hold but a few positions, which are read there and not among the codes."""
+    return [int(np.prod(arg)) if i < 4 else 0 for i, arg in enumerate(args)]
 
 
 @op(
-    "q k v pos",
+    "q k v pos near_k? near_v?",
     infer=_attend_type,
     traits="token",
-    flops=lambda out, q, k, v, pos: 2 * int(np.prod(q)) * k[0] + 2 * int(np.prod(out)) * v[0],
+    flops=_attend_flops,
+    reads=_attend_reads,
     sample=_sample_attend,
     scale=REQUIRED,
     window=None,
     softcap=None,
+    sink=0,
+    recent=0,
 )
 def attend(
     context: Context,
@@ -219,20 +291,34 @@ def attend(
     k: Array,
     v: Array,
     pos: Array,
+    near_k: Array | None = None,
+    near_v: Array | None = None,
     *,
     scale: float,
     window: int | None,
     softcap: float | None,
+    sink: int,
+    recent: int,
 ) -> Array:
     """Causal attention (Vaswani et al. 2017, equation 1) of queries at `pos` over cached positions j <= pos,
-    and j > pos - window where there is a window; q [T, H, D], k [C, G, D], v [C, G, E] -> [T, H, E]."""
-    share = q.shape[1] // k.shape[1]
-    scores = np.einsum("thd,chd->thc", q, np.repeat(k, share, axis=1)) * scale
-    if softcap is not None:
-        scores = np.tanh(scores / softcap) * softcap
+    and j > pos - window where there is a window; q [T, H, D], k [C, G, D], v [C, G, E] -> [T, H, E]. Positions
+    j < sink and j > pos - recent are read from the near planes, where there are such."""
     at = np.arange(k.shape[0])
     seen = at <= pos[:, None]
     if window is not None:
         seen &= at > pos[:, None] - window
-    scores = np.where(seen[:, None, :], scores, -np.inf)
-    return np.einsum("thc,chd->thd", softmax(context, scores), np.repeat(v, share, axis=1))
+    near = (at < sink) | (at > pos[:, None] - recent)
+
+    def scored(keys: Array) -> Array:
+        return np.einsum("thd,chd->thc", q, np.repeat(keys, q.shape[1] // k.shape[1], axis=1)) * scale
+
+    def summed(weights: Array, values: Array) -> Array:
+        return np.einsum("thc,chd->thd", weights, np.repeat(values, q.shape[1] // k.shape[1], axis=1))
+
+    scores = scored(k) if near_k is None else np.where(near[:, None, :], scored(near_k), scored(k))
+    if softcap is not None:
+        scores = np.tanh(scores / softcap) * softcap
+    weights = softmax(context, np.where(seen[:, None, :], scores, -np.inf))
+    if near_v is None:
+        return summed(weights, v)
+    return summed(np.where(near[:, None, :], 0, weights), v) + summed(np.where(near[:, None, :], weights, 0), near_v)

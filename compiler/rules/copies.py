@@ -16,7 +16,7 @@ from ..ir import Block, Module, Node, Type, carry, topological
 from ..ops import node, with_args
 from ..plan import is_view
 from ..views import heads_lie_together, view_of
-from .fuse import PRODUCTS, ROW_OPS, elementwise
+from .fuse import PRODUCTS, ROW_OPS, elementwise, encodes
 
 STORED = {("linear", 1), ("expert_linear", 1), ("embed", 0), ("dequant", 0)}  # operands that are weights
 
@@ -68,7 +68,8 @@ def walkable(reader: Node, place: int) -> bool:
         return True
     try:
         view = view_of(arg)
-        if elementwise(reader) or (place == 0 and reader.op in {*PRODUCTS, *ROW_OPS, "cache_write", "quantize"}):
+        by_rows = reader.op in {*PRODUCTS, *ROW_OPS, "cache_write", "quantize"} and not encodes(reader)
+        if elementwise(reader) or (place == 0 and by_rows):
             view.row_stride()
             return True
     except NotImplementedError:

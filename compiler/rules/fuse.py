@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+from ..codecs import is_codec
 from ..dims import Dim
 from ..ir import Block, Module, Node, carry, topological, users
 from ..ops import OPS, node, with_args
@@ -36,6 +37,11 @@ def elementwise(item: Node) -> bool:
 
 def rowwise(item: Node) -> bool:
     return elementwise(item) or item.op in ROW_OPS
+
+
+def encodes(item: Node) -> bool:
+    """Whether a cache write makes codes, which takes a kernel of its own."""
+    return item.op == "cache_write" and is_codec(item.type.dtype)
 
 
 def row_length(item: Node) -> Dim | None:
@@ -81,7 +87,7 @@ class _Fuser:
             return True
         reader = readers[0]
         if reader.op == "cache_write":
-            return not rowwise(item)
+            return not rowwise(item) or encodes(reader)
         if item.op == "rotate":
             return True  # works on pairs of values, so a kernel can only end with it
         if item.op in PRODUCTS:
@@ -114,7 +120,7 @@ class _Fuser:
         if item.op in PRODUCTS:
             return PRODUCTS[item.op], frozenset({item})
         if item.op == "cache_write":
-            return "rows", self.inside_rows(item.args[0]) | {item}
+            return None if encodes(item) else ("rows", self.inside_rows(item.args[0]) | {item})
         if not rowwise(item):
             return None
         products = self.inside_products(item) if elementwise(item) else None

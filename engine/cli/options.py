@@ -28,7 +28,9 @@ Context = Annotated[
 Kv = Annotated[
     str | None,
     typer.Option(
-        help="Element type of the KV cache: f32, f16 or bf16. (default: f16, but f32 where the weights are)",
+        help="How the KV cache is kept: f32, f16, bf16; quality, balanced, compact; or a policy such as "
+        "'global=k:tq6,v:tq4;local=bf16;sink=16;recent=128' (docs/kv-cache.md). (default: f16, but f32 where the "
+        "weights are)",
         rich_help_panel=ENGINE,
         show_default=False,
     ),

@@ -9,8 +9,8 @@ from typing import Any
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import TensorInfo
 from briolette.compiler.ir import Module
-from briolette.compiler.ops import CACHE_DTYPES
 from briolette.compiler.pipeline import front
+from briolette.compiler.policy import policy_named
 from briolette.compiler.text import layer_ranges, plain
 from briolette.engine.available import available_memory
 from briolette.engine.backends import backend_named
@@ -51,8 +51,8 @@ def describe(file: GgufFile, options: dict[str, Any]) -> dict[str, Any]:
     """
     header, metadata = file.header, file.header.metadata
     kv, spec = options["kv"], options["spec"]
-    if kv is not None and kv not in CACHE_DTYPES:
-        raise BrioletteError(f"there is no KV cache type `{kv}`; there are {', '.join(CACHE_DTYPES)}")
+    if kv is not None:
+        policy_named(kv)  # raises where it is none
     tree = None if spec is None else architecture(spec, header)
     found: dict[str, Any] = {
         "file": str(file.path),

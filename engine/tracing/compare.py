@@ -19,8 +19,7 @@ from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Module, Node
 from briolette.compiler.labels import labels, shown_labels
 from briolette.compiler.ops import CACHE_DTYPES
-from briolette.compiler.rewrite import rewrite
-from briolette.compiler.rules.cache import cache_dtype
+from briolette.compiler.rules.cache import kept
 from briolette.spec.tree import Architecture
 
 from ..gguf import GgufFile
@@ -72,7 +71,7 @@ def held_against(
     if kv not in CACHE_DTYPES:
         known_types = ", ".join(CACHE_DTYPES)
         raise BrioletteError(f"{reference.source} says its KV cache was of the type `{kv}`; there are {known_types}")
-    program = rewrite(module, cache_dtype(kv))
+    program = kept(module, kv)
     known, theirs = labels(program), reference.named()
     if not any(label in known for label in theirs):
         raise BrioletteError(
@@ -111,7 +110,7 @@ def held_against(
         if not result.findings:
             result.findings = judge.hidden()
     if ours is not None and not result.findings and any(not row.error <= row.explained for row in rows):
-        own = rewrite(module, cache_dtype(str(ours.about.get("kv", kv))))
+        own = kept(module, str(ours.about.get("kv", kv)))
         again = replay(own, weight, reference.tokens, ours.named(), floor_of(ours.precision))
         judge = Judge(file, tree, own, ours, again, weight)
         result.findings = [replace(finding, side="backend") for finding in judge.findings(causes=False, wanted=wanted)]

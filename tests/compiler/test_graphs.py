@@ -16,7 +16,6 @@ from briolette.compiler.interp import Interpreter
 from briolette.compiler.ir import Node, nodes_of, topological
 from briolette.compiler.pipeline import Form, Trace, optimise
 from briolette.compiler.plan import Plan, base, is_view, plan
-from briolette.compiler.rules.cache import cache_dtype
 from briolette.compiler.rules.simplify import ANGLES, SIMPLIFY
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -115,8 +114,8 @@ def test_random_programs_reach_every_rule():
         optimise(run.module, Form(cache="f16"), trace)
         for found in trace.hits.values():
             hits += found
-    wanted = {r.name for r in (*SIMPLIFY, *ANGLES, *cache_dtype("f16"))}
-    wanted |= {"last-token-only", "fuse-linear", "fuse-experts", "fuse-rows"}
+    wanted = {r.name for r in (*SIMPLIFY, *ANGLES)}
+    wanted |= {"cache-type", "last-token-only", "fuse-linear", "fuse-experts", "fuse-rows"}
     assert {name for name in wanted if hits[name] < 3} == set()
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from briolette.compiler.codecs import signs
 from briolette.compiler.dims import evaluate
 from briolette.compiler.interp import Interpreter
 from briolette.compiler.ir import Type
@@ -33,17 +34,31 @@ def rows(x):
     return x.reshape(-1, x.shape[-1])
 
 
-def attend(q, k, v, pos, *, scale, window, softcap):
+def attend(q, k, v, pos, near_k=None, near_v=None, *, scale, window, softcap, sink, recent):
     out = np.zeros((*q.shape[:2], v.shape[2]))
     share = q.shape[1] // k.shape[1]
     for t, h in np.ndindex(*q.shape[:2]):
         seen = [j for j in range(len(k)) if j <= pos[t] and (window is None or j > pos[t] - window)]
-        scores = np.array([q[t, h] @ k[j, h // share] * scale for j in seen])
+        near = [near_k is not None and (j < sink or j > pos[t] - recent) for j in seen]
+        keys, values = (
+            [(b if n else a)[j, h // share] for j, n in zip(seen, near, strict=True)]
+            for a, b in ((k, near_k), (v, near_v))
+        )
+        scores = np.array([q[t, h] @ key * scale for key in keys])
         if softcap is not None:
             scores = softcap * np.tanh(scores / softcap)
         e = np.exp(scores - scores.max())
-        out[t, h] = sum(p * v[j, h // share] for p, j in zip(e / e.sum(), seen, strict=True))
+        out[t, h] = sum(p * value for p, value in zip(e / e.sum(), values, strict=True))
     return out
+
+
+def hadamard(x, *, block, inverse):
+    """By the matrix: (-1) ** (bits that i and j share), which is its own inverse but for the signs."""
+    size = x.shape[-1]
+    n = block or size
+    matrix = np.array([[(-1) ** (i & j).bit_count() for j in range(n)] for i in range(n)]) / np.sqrt(n)
+    whole = np.kron(np.eye(size // n), matrix) * signs(size)
+    return x @ (whole if inverse else whole.T)
 
 
 def rotate(x, table, *, interleaved):
@@ -82,7 +97,7 @@ def kept(value: float, dtype: str) -> float:
     return round(value / step) * step  # Python rounds ties to even
 
 
-def cache_write(x, pos, *, slot, plane, dtype):
+def cache_write(x, pos, *, slot, plane, dtype, sink):
     plane = np.zeros((pos.max() + 1, *x.shape[1:]))
     for t, h, d in np.ndindex(*x.shape):
         plane[pos[t], h, d] = kept(float(x[t, h, d]), dtype)
@@ -132,6 +147,7 @@ FORMULAS = {
     "rope_table": rope_table,
     "rope": rope,
     "attend": attend,
+    "hadamard": hadamard,
 }
 
 
@@ -224,12 +240,15 @@ def test_equal_values_are_chosen_in_order():
         ("rope", [(2, 1, 4), "i32 2"], {"theta": 0.0, "dims": 2}, "above 0"),
         ("rope", [(2, 1, 4), "i32 2", (3,)], {"theta": 1e4, "dims": 4}, "2 frequency factors"),
         ("rope", [(2, 1, 4), "i32 3"], {"theta": 1e4, "dims": 4}, "2 tokens, 3 positions"),
-        ("cache_write", [(2, 1, 4), "i32 2"], {"slot": 0, "plane": "q"}, "planes k and v"),
+        ("cache_write", [(2, 1, 4), "i32 2"], {"slot": 0, "plane": "q"}, "planes k, v"),
         ("cache_write", [(2, 1, 4), "i32 2"], {"slot": 0, "plane": "k", "dtype": "f8"}, "no cache of f8"),
         ("attend", [(2, 2, 4), (5, 2, 4), (5, 2, 4), "i32 2"], {"scale": 1.0, "window": 0}, "sees nothing"),
         ("attend", [(2, 0, 4), (5, 0, 4), (5, 0, 4), "i32 2"], {"scale": 1.0}, "do not divide"),
         ("attend", [(2, 2, 4), (5, 2, 3), (5, 2, 4), "i32 2"], {"scale": 1.0}, "query heads of 4"),
         ("attend", [(2, 2, 4), (5, 2, 4), (6, 2, 4), "i32 2"], {"scale": 1.0}, "values"),
+        ("attend", [(2, 2, 4), (5, 2, 4), (5, 2, 4), "i32 2"], {"scale": 1.0, "sink": 1}, "near planes"),
+        ("hadamard", [(2, 2, 24)], {}, "no blocks of a power of two"),
+        ("hadamard", [(2, 2, 24)], {"block": 16}, "no blocks of a power of two, 16"),
         ("layers", [], {"table": ()}, "at least 1"),
     ],
 )

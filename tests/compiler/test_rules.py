@@ -11,7 +11,7 @@ from briolette.compiler.ir import Module, Type, topological
 from briolette.compiler.ops import node
 from briolette.compiler.pipeline import Form, Trace, front, optimise
 from briolette.compiler.rewrite import rewrite
-from briolette.compiler.rules.cache import cache_dtype
+from briolette.compiler.rules.cache import kept
 from briolette.compiler.rules.simplify import ANGLES, SIMPLIFY
 from briolette.engine.gguf import open_gguf
 from briolette.spec import syntax
@@ -62,7 +62,7 @@ def test_rope_angles_are_shared_and_caches_get_their_type():
     tables = [n for n in topological(shared.roots) if n.op == "rope_table"]
     assert len(tables) == len(module.kinds)
     assert hits["share-rope-angles"] > len(tables)
-    typed = rewrite(module, cache_dtype("f16"))
+    typed = kept(module, "f16")
     assert {n.type.dtype for n in topological(typed.roots) if n.op == "cache_write"} == {"f16"}
 
 

@@ -21,7 +21,7 @@ from briolette.compiler.ops import OPS, attributes, with_args
 from ..blocks import emit_span, unit
 from ..build import F32, I32, I64, PTR, VOID, Build, Target, Value
 from ..math import ELEMENTWISE
-from . import ALIKE, Place, emit_cache_store, split
+from . import ALIKE, Place, emit_cache_store, place_in_ring, split
 
 REDUCTIONS = ("sum", "mean", "max")
 
@@ -285,7 +285,7 @@ class _Emitter:
             for of in (self.pointer[self.write.args[1]], self.slots)
         )
         ring = b.add(b.mul(slot, self.spec.heads), b.ir.urem(self.row, b.i64(self.spec.heads)))
-        place = b.add(b.mul(ring, self.capacity), b.ir.urem(position, self.capacity))
+        place = b.add(b.mul(ring, self.capacity), place_in_ring(b, position, self.capacity, self.write.get("sink", 0)))
         element = b.add(b.mul(place, columns), column)
         dtype = self.write.type.dtype
         emit_cache_store(b, dtype, values, self.out, b.shl(element, 2 if dtype == "f32" else 1))

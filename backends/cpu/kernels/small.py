@@ -12,10 +12,10 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from briolette.backends.cpu.build import F32, F64, I32, I64, PTR, VOID, Build, Target, Value, like
-from briolette.backends.cpu.kernels import split
+from briolette.backends.cpu.kernels import constants, split
 
 
-def _by_rows(module: ir.Module, target: Target, name: str, pointers: str, row: Callable[..., None]) -> ir.Function:
+def by_rows(module: ir.Module, target: Target, name: str, pointers: str, row: Callable[..., None]) -> ir.Function:
     """The function around `row(b, r, *pointers)`, which emits the work on row r."""
     labels = pointers.split()
     function = ir.Function(module, ir.FunctionType(VOID, [PTR] * len(labels) + [I64] * 3), name)
@@ -52,7 +52,7 @@ def emit_rope_table(
     cos and sin are the C library's, of doubles.
     """
     factor = np.float32(scale)
-    base = _table(module, f".{name}.inverse", inverse if has_freqs else inverse * factor)
+    base = constants(module, f".{name}.inverse", inverse if has_freqs else inverse * factor)
 
     def row(b: Build, r: Value, pos: Value, *rest: Value) -> None:
         freqs, out = rest if has_freqs else (None, rest[0])
@@ -70,16 +70,7 @@ def emit_rope_table(
 
         b.loop(0, half, 1, [], pair)
 
-    return _by_rows(module, target, name, "pos freqs out" if has_freqs else "pos out", row)
-
-
-def _table(module: ir.Module, name: str, values: NDArray[np.float32]) -> Value:
-    """Constants under a name of our own: `Build.table` would name them by all their values."""
-    array = ir.ArrayType(F32, len(values))
-    made = ir.GlobalVariable(module, array, name)
-    made.initializer = ir.Constant(array, [float(v) for v in np.asarray(values, np.float32)])
-    made.global_constant, made.linkage, made.align = True, "private", 64
-    return made
+    return by_rows(module, target, name, "pos freqs out" if has_freqs else "pos out", row)
 
 
 def emit_top(module: ir.Module, target: Target, name: str, n: int, k: int) -> ir.Function:
@@ -107,7 +98,7 @@ def emit_top(module: ir.Module, target: Target, name: str, n: int, k: int) -> ir
 
         b.loop(0, k, 1, [b.i64(-1)], pick)
 
-    return _by_rows(module, target, name, "x out", row)
+    return by_rows(module, target, name, "x out", row)
 
 
 def _repeated(b: Build, value: Value, ty: ir.Type) -> Value:
@@ -143,7 +134,7 @@ def emit_take(module: ir.Module, target: Target, name: str, n: int, k: int, vect
 
         b.loop(0, k, 1, [], one)
 
-    return _by_rows(module, target, name, "x ids out", row)
+    return by_rows(module, target, name, "x ids out", row)
 
 
 def emit_combine(module: ir.Module, target: Target, name: str, used: int, n: int) -> ir.Function:
@@ -166,4 +157,4 @@ def emit_combine(module: ir.Module, target: Target, name: str, used: int, n: int
 
         _along(b, n, columns)
 
-    return _by_rows(module, target, name, "x w out", row)
+    return by_rows(module, target, name, "x w out", row)

@@ -1,0 +1,212 @@
+"""How the KV cache is kept: what `--kv` says, as data.
+
+A policy is an element type (`f16`), a preset (`balanced`), or entries apart by semicolons:
+
+    global=k:tq6,v:tq4; local=bf16; sink=16; recent=128
+
+The left side of an entry says which layers: a number, a range (`3-7`), a kind of the architecture, `full` or `sliding`
+(layers whose attention sees everything, or a window), or `all`. The more particular one holds; layers that none names
+keep bf16. Coded layers that see everything keep the first `sink` and the latest `recent` positions in bf16, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+from .codecs import Codec, check_rotation, codec_named, is_codec
+from .errors import BrioletteError
+from .ir import Module, topological
+from .opset.attention import CACHE_DTYPES
+
+PRESETS = {
+    "quality": "full=k:tq8,v:tq6;sliding=bf16;sink=16;recent=128",
+    "balanced": "full=k:tq5,v:tq4;sliding=tq8;sink=16;recent=128",
+    "compact": "full=k:tq4,v:tq3;sliding=k:tq6,v:tq5;sink=16;recent=128",
+}
+NEAR = "bf16"  # what the nearest positions, and the first, are kept in
+STRUCTURAL = ("full", "sliding", "all")
+SWITCHES = {"scale": ("norm", "eden"), "rotate": ("on", "off")}
+COUNTS = ("sink", "recent")
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How the cache of one layer is kept: element types or codecs of K and V; how many positions from the first, and of
+    the latest, are kept in bf16 beside the codes; whether vectors are rotated before they are coded."""
+
+    k: str
+    v: str
+    sink: int = 0
+    recent: int = 0
+    rotate: bool = True
+
+    def codec(self, plane: str) -> Codec | None:
+        """A plane's codec; None where it keeps numbers."""
+        dtype = {"k": self.k, "v": self.v}[plane]
+        return codec_named(dtype) if is_codec(dtype) else None
+
+    def rotates(self, plane: str) -> bool:
+        return self.rotate and self.codec(plane) is not None
+
+    @property
+    def near(self) -> bool:
+        """Whether some positions are kept in bf16 beside the codes."""
+        return bool(self.sink or self.recent) and (self.codec("k") or self.codec("v")) is not None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a policy says. layers: which layers, as written, with the types of K and of V."""
+
+    text: str
+    layers: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    sink: int = 16
+    recent: int = 128
+    rotate: bool = True
+
+    def keeps(self, module: Module) -> dict[int, Keep]:
+        """How each cache slot of an unrolled module is kept.
+
+        Raises BrioletteError for layers that the module does not have, and for heads that a codec cannot take.
+        """
+        slots = _slots(module)
+        kinds = {name: tuple(layers) for name, layers, _ in module.kinds}
+        self._check(kinds, slots)
+        found = {}
+        for slot, of in slots.items():
+            k, v = self._types(slot, kinds, of.sliding)
+            keep = Keep(k, v, self.sink, self.recent, self.rotate)
+            if of.sliding:
+                keep = replace(keep, sink=0, recent=0)
+            for plane, size in of.sizes.items():
+                self._fits(keep, plane, size, _names(slot, kinds, of.sliding)[0])
+            found[slot] = keep
+        return found
+
+    def _types(self, slot: int, kinds: Mapping[str, Sequence[int]], sliding: bool) -> tuple[str, str]:
+        for who, types in self.layers.items():
+            if slot in (_range(who) or ()):
+                return types
+        named = (self.layers[name] for name in _names(slot, kinds, sliding) if name in self.layers)
+        return next(named, (NEAR, NEAR))
+
+    def _check(self, kinds: Mapping[str, Sequence[int]], slots: Mapping[int, _Slot]) -> None:
+        for who in self.layers:
+            layers = _range(who)
+            if layers is not None and not any(slot in layers for slot in slots):
+                owners = ", ".join(map(str, slots))
+                raise BrioletteError(f"--kv: no layer of {who} has a cache of its own; these have: {owners}")
+            if layers is None and who not in (*kinds, *STRUCTURAL):
+                known = ", ".join((*kinds, *STRUCTURAL))
+                raise BrioletteError(f"--kv: there are no layers `{who}`; there are {known}, and numbers from 0")
+
+    def _fits(self, keep: Keep, plane: str, size: int, kind: str) -> None:
+        codec = keep.codec(plane)
+        if codec is None:
+            return
+        try:
+            codec.width(size)
+            if keep.rotate:
+                check_rotation(size)
+            if size % 4:
+                raise BrioletteError("codes lie by fours")
+        except BrioletteError as problem:
+            raise BrioletteError(
+                f"--kv: {codec.name} cannot keep {plane.upper()} of {kind} layers, whose heads have {size} values "
+                f"({problem}); these layers can have {', '.join(CACHE_DTYPES)}"
+            ) from None
+
+
+@dataclass
+class _Slot:
+    """What is known of a cache slot: sizes of heads by plane; whether all that read it see but a window."""
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    sliding: bool = True
+    read: bool = False
+
+
+def _slots(module: Module) -> dict[int, _Slot]:
+    found: dict[int, _Slot] = {}
+    for item in topological(module.roots):
+        if item.op == "cache_write":
+            size = item.shape[2]
+            assert isinstance(size, int)
+            found.setdefault(item["slot"], _Slot()).sizes[item["plane"]] = size
+        elif item.op == "attend" and item.args[1].op == "cache_write":
+            slot = found[item.args[1]["slot"]]
+            slot.sliding, slot.read = slot.sliding and item.get("window") is not None, True
+    for slot in found.values():
+        slot.sliding = slot.sliding and slot.read
+    return dict(sorted(found.items()))
+
+
+def _names(slot: int, kinds: Mapping[str, Sequence[int]], sliding: bool) -> list[str]:
+    """What a layer goes by, the most particular first."""
+    own = [name for name, layers in kinds.items() if slot in layers]
+    return [*own, "sliding" if sliding else "full", "all"]
+
+
+def _range(who: str) -> range | None:
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", who)
+    return range(int(found[1]), int(found[2] or found[1]) + 1) if found else None
+
+
+@cache
+def policy_named(text: str) -> Policy:
+    """The policy that a text says. Raises BrioletteError for what is no policy, and says what is possible."""
+    if text in CACHE_DTYPES:
+        return Policy(text, {"all": (text, text)}, 0, 0)
+    if text in PRESETS:
+        return replace(policy_named(PRESETS[text]), text=text)
+    if "=" not in text:
+        known = ", ".join((*CACHE_DTYPES, *PRESETS))
+        raise BrioletteError(
+            f"there is no KV cache type `{text}`; there are {known}, and policies such as `{PRESETS['balanced']}`"
+        )
+    given: dict[str, str] = {}
+    for entry in filter(None, (part.strip() for part in text.split(";"))):
+        name, equals, value = (part.strip() for part in entry.partition("="))
+        if not equals or not name or not value:
+            raise BrioletteError(f"--kv: `{entry}` is no entry: write LAYERS=TYPE, LAYERS=k:TYPE,v:TYPE or sink=N")
+        if name in given:
+            raise BrioletteError(f"--kv: {name} is given twice")
+        given[name] = value
+    counts = {name: _count(name, given.pop(name)) for name in COUNTS if name in given}
+    switches = {name: _switch(name, given.pop(name)) for name in SWITCHES if name in given}
+    layers = {name: _types(value, switches.get("scale") == "eden") for name, value in given.items()}
+    return Policy(text, layers, **counts, rotate=switches.get("rotate") != "off")
+
+
+def _count(name: str, value: str) -> int:
+    if not value.isdecimal():
+        raise BrioletteError(f"--kv: {name} is a number of positions, not `{value}`")
+    return int(value)
+
+
+def _switch(name: str, value: str) -> str:
+    if value not in SWITCHES[name]:
+        raise BrioletteError(f"--kv: {name} is {' or '.join(SWITCHES[name])}, not `{value}`")
+    return value
+
+
+def _types(value: str, eden: bool) -> tuple[str, str]:
+    """`tq4`, or `k:tq6,v:tq4`."""
+    if ":" not in value:
+        both = _type(value, eden)
+        return both, both
+    planes = dict(part.strip().split(":", 1) for part in value.split(",") if ":" in part)
+    if set(planes) != {"k", "v"} or value.count(",") != 1:
+        raise BrioletteError(f"--kv: `{value}` should be one type, or k:TYPE,v:TYPE")
+    return _type(planes["k"], eden), _type(planes["v"], eden)
+
+
+def _type(name: str, eden: bool) -> str:
+    name = name.strip()
+    if name in CACHE_DTYPES:
+        return name
+    codec = codec_named(name)  # raises where there is none
+    return f"{name}_eden" if eden and codec.fit == "norm" else name
