@@ -7,10 +7,14 @@ A policy is an element type (`f16`), a preset (`balanced`), or entries apart by 
 The left side of an entry says which layers: a number, a range (`3-7`), a kind of the architecture, `full` or `sliding`
 (layers whose attention sees everything, or a window), or `all`. The more particular one holds; layers that none names
 keep bf16. Coded layers that see everything keep the first `sink` and the latest `recent` positions in bf16, too.
+
+Where V is the projection that K is made of, both can be kept once: `kv:TYPE`, or `tqkv6r4` (V, and with it all of K but
+its rotary part, in 6 bits, that part in 4; a scale for 128 values).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +24,7 @@ from .codecs import Codec, check_rotation, codec_named, is_codec
 from .errors import BrioletteError
 from .ir import Module, topological
 from .opset.attention import CACHE_DTYPES
+from .shared_kv import Once, once, turning_pairs
 
 PRESETS = {
     "quality": "full=k:tq8,v:tq6;sliding=bf16;sink=16;recent=128",
@@ -29,19 +34,22 @@ PRESETS = {
 NEAR = "bf16"  # what the nearest positions, and the first, are kept in
 STRUCTURAL = ("full", "sliding", "all")
 SWITCHES = {"scale": ("norm", "eden"), "rotate": ("on", "off")}
-COUNTS = ("sink", "recent")
+COUNTS = ("sink", "recent", "turning")
+MOST_SHARED = 128  # values that share a scale where K and V are kept once: blocks, as the rotary part is one
 
 
 @dataclass(frozen=True)
 class Keep:
     """How the cache of one layer is kept: element types or codecs of K and V; how many positions from the first, and of
-    the latest, are kept in bf16 beside the codes; whether vectors are rotated before they are coded."""
+    the latest, are kept in bf16 beside the codes; whether vectors are rotated before they are coded. pairs: where K and
+    V are kept once, how many pairs of dimensions of K are kept beside V."""
 
     k: str
     v: str
     sink: int = 0
     recent: int = 0
     rotate: bool = True
+    pairs: int = 0
 
     def codec(self, plane: str) -> Codec | None:
         """A plane's codec; None where it keeps numbers."""
@@ -58,14 +66,30 @@ class Keep:
 
 
 @dataclass(frozen=True)
+class Types:
+    """The types of K and of V, as written; `once`: both kept once."""
+
+    k: str
+    v: str
+    once: bool = False
+
+
+@dataclass(frozen=True)
 class Policy:
-    """What a policy says. layers: which layers, as written, with the types of K and of V."""
+    """What a policy says. layers: which layers, as written, with the types of K and of V. turning: pairs of dimensions
+    that rotary positions turn, where a file's frequencies leave the others alone."""
 
     text: str
-    layers: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    layers: Mapping[str, Types] = field(default_factory=dict)
     sink: int = 16
     recent: int = 128
+    turning: int | None = None
     rotate: bool = True
+
+    @property
+    def once(self) -> bool:
+        """Whether some layers keep K and V once."""
+        return any(types.once for types in self.layers.values())
 
     def keeps(self, module: Module) -> dict[int, Keep]:
         """How each cache slot of an unrolled module is kept.
@@ -75,23 +99,45 @@ class Policy:
         slots = _slots(module)
         kinds = {name: tuple(layers) for name, layers, _ in module.kinds}
         self._check(kinds, slots)
+        shared = once(module) if self.once else {}
         found = {}
         for slot, of in slots.items():
-            k, v = self._types(slot, kinds, of.sliding)
-            keep = Keep(k, v, self.sink, self.recent, self.rotate)
+            types, kind = self._types(slot, kinds, of.sliding), _names(slot, kinds, of.sliding)[0]
+            keep = Keep(types.k, types.v, self.sink, self.recent, self.rotate)
             if of.sliding:
                 keep = replace(keep, sink=0, recent=0)
+            if types.once:
+                keep = self._once(keep, shared.get(slot), of.sizes["v"], kind)
             for plane, size in of.sizes.items():
-                self._fits(keep, plane, size, _names(slot, kinds, of.sliding)[0])
+                self._fits(keep, plane, 2 * keep.pairs if keep.pairs and plane == "k" else size, kind)
             found[slot] = keep
         return found
 
-    def _types(self, slot: int, kinds: Mapping[str, Sequence[int]], sliding: bool) -> tuple[str, str]:
+    def _once(self, keep: Keep, found: Once | None, size: int, kind: str) -> Keep:
+        """K and V kept once: rotary dimensions and all others fill blocks, each with its scale."""
+        if found is None:
+            raise BrioletteError(
+                f"--kv: {kind} layers cannot keep K and V once: their V is not what K is made of; they can have "
+                "k:TYPE,v:TYPE"
+            )
+        pairs = turning_pairs(found, self.turning)
+        block = min(MOST_SHARED, math.gcd(2 * pairs, size))
+        block &= -block  # the largest power of two that divides it
+        k, v = (f"{name}_{block}" if is_codec(name) else name for name in (keep.k, keep.v))
+        for name in (k, v):
+            if name not in CACHE_DTYPES and not is_codec(name):
+                raise BrioletteError(
+                    f"--kv: {kind} layers cannot keep K and V once in codes: {2 * pairs} rotary values and {size} in all "
+                    f"are no blocks of 32 or more; they can have kv:{', kv:'.join(CACHE_DTYPES)}"
+                )
+        return replace(keep, k=k, v=v, pairs=pairs)
+
+    def _types(self, slot: int, kinds: Mapping[str, Sequence[int]], sliding: bool) -> Types:
         for who, types in self.layers.items():
             if slot in (_range(who) or ()):
                 return types
         named = (self.layers[name] for name in _names(slot, kinds, sliding) if name in self.layers)
-        return next(named, (NEAR, NEAR))
+        return next(named, Types(NEAR, NEAR))
 
     def _check(self, kinds: Mapping[str, Sequence[int]], slots: Mapping[int, _Slot]) -> None:
         for who in self.layers:
@@ -110,7 +156,7 @@ class Policy:
         try:
             codec.width(size)
             if keep.rotate:
-                check_rotation(size)
+                check_rotation(size, codec.block if keep.pairs else None)
             if size % 4:
                 raise BrioletteError("codes lie by fours")
         except BrioletteError as problem:
@@ -159,7 +205,7 @@ def _range(who: str) -> range | None:
 def policy_named(text: str) -> Policy:
     """The policy that a text says. Raises BrioletteError for what is no policy, and says what is possible."""
     if text in CACHE_DTYPES:
-        return Policy(text, {"all": (text, text)}, 0, 0)
+        return Policy(text, {"all": Types(text, text)}, 0, 0)
     if text in PRESETS:
         return replace(policy_named(PRESETS[text]), text=text)
     if "=" not in text:
@@ -183,7 +229,7 @@ def policy_named(text: str) -> Policy:
 
 def _count(name: str, value: str) -> int:
     if not value.isdecimal():
-        raise BrioletteError(f"--kv: {name} is a number of positions, not `{value}`")
+        raise BrioletteError(f"--kv: {name} is a number, not `{value}`")
     return int(value)
 
 
@@ -193,15 +239,21 @@ def _switch(name: str, value: str) -> str:
     return value
 
 
-def _types(value: str, eden: bool) -> tuple[str, str]:
-    """`tq4`, or `k:tq6,v:tq4`."""
+def _types(value: str, eden: bool) -> Types:
+    """`tq4`, or `k:tq6,v:tq4`, or `kv:tq6`, or `tqkv6r4`."""
+    bits = re.fullmatch(r"tqkv(\d)r(\d)", value)
+    if bits is not None:
+        return Types(_type(f"tq{bits[2]}", eden), _type(f"tq{bits[1]}", eden), once=True)
     if ":" not in value:
         both = _type(value, eden)
-        return both, both
+        return Types(both, both)
     planes = dict(part.strip().split(":", 1) for part in value.split(",") if ":" in part)
+    if set(planes) == {"kv"} and "," not in value:
+        both = _type(planes["kv"], eden)
+        return Types(both, both, once=True)
     if set(planes) != {"k", "v"} or value.count(",") != 1:
-        raise BrioletteError(f"--kv: `{value}` should be one type, or k:TYPE,v:TYPE")
-    return _type(planes["k"], eden), _type(planes["v"], eden)
+        raise BrioletteError(f"--kv: `{value}` should be one type, or k:TYPE,v:TYPE, or kv:TYPE for both kept once")
+    return Types(_type(planes["k"], eden), _type(planes["v"], eden))
 
 
 def _type(name: str, eden: bool) -> str:

@@ -168,6 +168,56 @@ def hadamard(context: Context, x: Array, *, block: int | None, inverse: bool) ->
     return transformed(x, block, inverse)
 
 
+def _rotary_first_type(x: Type, w: Type | None = None, *, pairs: int, half: int, inverse: bool) -> Type:
+    size = x.shape[-1] if len(x.shape) == 3 else 0
+    need(x.dtype == "f32" and isinstance(size, int) and size > 0, f"rotary_first needs heads [T, H, D], not {x}")
+    assert isinstance(size, int)
+    fits = 0 < pairs <= half and 2 * half <= size
+    need(fits, f"rotary_first: {pairs} pairs, of values {half} apart, do not fit into heads of {size}")
+    need(w is None or w.shape == (size,), f"rotary_first: factors {w} for heads of {size}")
+    need(
+        w is None or not inverse, "rotary_first: factors belong to the order that they are made for, not to its inverse"
+    )
+    return Type(x.shape)
+
+
+def _sample_rotary_first(d: Draw) -> Sample:
+    half = d.integer(1, 6)
+    size = 2 * half + d.integer(0, 3)
+    attrs = {"pairs": d.integer(1, half), "half": half, "inverse": d.pick([True, False])}
+    x = Type((d.integer(1, 3), d.integer(1, 3), size))
+    return Sample((x,) if attrs["inverse"] or d.pick([True, False]) else (x, Type((size,))), attrs)
+
+
+def rotary_order(size: int, pairs: int, half: int) -> list[int]:
+    """Which dimension comes at each place where those of the first `pairs` pairs (i, i + half) come first."""
+    first = [*range(pairs), *range(half, half + pairs)]
+    return [*first, *range(pairs, half), *range(half + pairs, size)]
+
+
+@op(
+    "x w?",
+    infer=_rotary_first_type,
+    traits="row",
+    sample=_sample_rotary_first,
+    pairs=REQUIRED,
+    half=REQUIRED,
+    inverse=False,
+)
+def rotary_first(context: Context, x: Array, w: Array | None = None, *, pairs: int, half: int, inverse: bool) -> Array:
+    """Heads [T, H, D] with the dimensions of the first `pairs` rotary pairs, (i, i + half), before all others; these
+    others times their factors w [D], where there are such. `inverse` puts the dimensions back."""
+    order = rotary_order(x.shape[-1], pairs, half)
+    out = np.empty_like(x)
+    if inverse:
+        out[..., order] = x
+        return out
+    out[...] = x[..., order]
+    if w is not None:
+        out[..., 2 * pairs :] *= w[order[2 * pairs :]]
+    return out
+
+
 def rounded(x: Array, dtype: str) -> Array:
     """f32 values as a cache of that element type keeps them (round to nearest even), or after a codec."""
     if is_codec(dtype):
@@ -231,11 +281,16 @@ def _attend_type(
     softcap: float | None,
     sink: int,
     recent: int,
+    shared: int,
 ) -> Type:
     ranks = {len(t.shape) for t in (q, k, v)}
     need(ranks == {3}, f"attend needs q [T, H, D], k [C, G, D], v [C, G, E], not {q}, {k}, {v}")
     need(q.dtype == "f32", f"attend needs queries of f32, not {q.dtype}")
-    need(q.shape[2] == k.shape[2], f"attend: query heads of {q.shape[2]}, key heads of {k.shape[2]}")
+    if shared:
+        fits = k.shape[2] == shared and q.shape[2] == v.shape[2]
+        need(fits, f"attend: {shared} values of keys beside those of values, {q}, {k}, {v}")
+    else:
+        need(q.shape[2] == k.shape[2], f"attend: query heads of {q.shape[2]}, key heads of {k.shape[2]}")
     need(k.shape[:2] == v.shape[:2], f"attend: keys {list(k.shape)}, values {list(v.shape)}")
     heads, groups = q.shape[1], k.shape[1]
     fits = isinstance(heads, int) and isinstance(groups, int) and groups > 0 and heads % groups == 0
@@ -253,9 +308,12 @@ def _attend_type(
 
 def _sample_attend(d: Draw) -> Sample:
     rows, groups, share = d.integer(1, 4), d.integer(1, 3), d.integer(1, 3)
-    length, size, vsize = d.integer(1, 12), d.integer(1, 20), d.integer(1, 20)
-    q, k, v = (rows, groups * share, size), (length, groups, size), (length, groups, vsize)
+    length, size, shared = d.integer(1, 12), d.integer(2, 20), d.pick([False, False, True])
+    key_size = d.integer(1, size - 1) if shared else size
+    vsize = size if shared else d.integer(1, 20)
+    q, k, v = (rows, groups * share, size), (length, groups, key_size), (length, groups, vsize)
     attrs = {"scale": d.pick([1.0, 0.125]), "window": d.pick([None, 1, 3]), "softcap": d.pick([None, 5.0])}
+    attrs |= {"shared": key_size} if shared else {}
     args, near = (Type(q), Type(k), Type(v), Type((rows,), "i32")), d.pick([(), (), (Type(k), Type(v))])
     if near:
         attrs |= {"sink": d.integer(0, 3), "recent": d.integer(1, 5)}
@@ -284,6 +342,7 @@ def _attend_reads(out: tuple[int, ...], *args: tuple[int, ...]) -> list[int]:
     softcap=None,
     sink=0,
     recent=0,
+    shared=0,
 )
 def attend(
     context: Context,
@@ -299,23 +358,29 @@ def attend(
     softcap: float | None,
     sink: int,
     recent: int,
+    shared: int,
 ) -> Array:
     """Causal attention (Vaswani et al. 2017, equation 1) of queries at `pos` over cached positions j <= pos,
     and j > pos - window where there is a window; q [T, H, D], k [C, G, D], v [C, G, E] -> [T, H, E]. Positions
-    j < sink and j > pos - recent are read from the near planes, where there are such."""
+    j < sink and j > pos - recent are read from the near planes, where there are such. shared: k has but the first
+    `shared` dimensions of keys; the others are those of v."""
     at = np.arange(k.shape[0])
     seen = at <= pos[:, None]
     if window is not None:
         seen &= at > pos[:, None] - window
     near = (at < sink) | (at > pos[:, None] - recent)
 
-    def scored(keys: Array) -> Array:
+    def scored(keys: Array, values: Array) -> Array:
+        if shared:
+            keys = np.concatenate([keys, values[..., shared:]], axis=-1)
         return np.einsum("thd,chd->thc", q, np.repeat(keys, q.shape[1] // k.shape[1], axis=1)) * scale
 
     def summed(weights: Array, values: Array) -> Array:
         return np.einsum("thc,chd->thd", weights, np.repeat(values, q.shape[1] // k.shape[1], axis=1))
 
-    scores = scored(k) if near_k is None else np.where(near[:, None, :], scored(near_k), scored(k))
+    scores = scored(k, v)
+    if near_k is not None and near_v is not None:
+        scores = np.where(near[:, None, :], scored(near_k, near_v), scores)
     if softcap is not None:
         scores = np.tanh(scores / softcap) * softcap
     weights = softmax(context, np.where(seen[:, None, :], scores, -np.inf))

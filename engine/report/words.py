@@ -26,6 +26,7 @@ RULES = {
     "share-rope-angles": "heads turn by a table of angles computed once a step",
     "cache-type": "cache writes get the type that the policy says",
     "cache-rotate": "heads are turned before they are coded, and what attention gives is turned back",
+    "cache-once": "K is kept but for what V tells: its rotary part",
     "cache-near": "attention reads the nearest positions from planes of their own",
     "integer-linear": "products in integers: inputs quantised once, weights packed",
     "integer-experts": "products with experts in integers",

@@ -34,7 +34,11 @@ def rows(x):
     return x.reshape(-1, x.shape[-1])
 
 
-def attend(q, k, v, pos, near_k=None, near_v=None, *, scale, window, softcap, sink, recent):
+def attend(q, k, v, pos, near_k=None, near_v=None, *, scale, window, softcap, sink, recent, shared):
+    if shared:
+        k, near_k = (
+            None if x is None else np.concatenate([x, y[..., shared:]], -1) for x, y in ((k, v), (near_k, near_v))
+        )
     out = np.zeros((*q.shape[:2], v.shape[2]))
     share = q.shape[1] // k.shape[1]
     for t, h in np.ndindex(*q.shape[:2]):
@@ -50,6 +54,15 @@ def attend(q, k, v, pos, near_k=None, near_v=None, *, scale, window, softcap, si
         e = np.exp(scores - scores.max())
         out[t, h] = sum(p * value for p, value in zip(e / e.sum(), values, strict=True))
     return out
+
+
+def rotary_first(x, w=None, *, pairs, half, inverse):
+    turned = [i for i in range(half) if i < pairs] + [i + half for i in range(half) if i < pairs]
+    others = [i for i in range(x.shape[-1]) if i not in turned]
+    matrix = np.zeros((x.shape[-1], x.shape[-1]))
+    for place, i in enumerate(turned + others):
+        matrix[place, i] = 1 if w is None or i in turned else w[i]
+    return x @ (matrix if inverse else matrix.T)
 
 
 def hadamard(x, *, block, inverse):
@@ -148,6 +161,7 @@ FORMULAS = {
     "rope": rope,
     "attend": attend,
     "hadamard": hadamard,
+    "rotary_first": rotary_first,
 }
 
 
@@ -247,6 +261,9 @@ def test_equal_values_are_chosen_in_order():
         ("attend", [(2, 2, 4), (5, 2, 3), (5, 2, 4), "i32 2"], {"scale": 1.0}, "query heads of 4"),
         ("attend", [(2, 2, 4), (5, 2, 4), (6, 2, 4), "i32 2"], {"scale": 1.0}, "values"),
         ("attend", [(2, 2, 4), (5, 2, 4), (5, 2, 4), "i32 2"], {"scale": 1.0, "sink": 1}, "near planes"),
+        ("attend", [(2, 2, 4), (5, 2, 4), (5, 2, 4), "i32 2"], {"scale": 1.0, "shared": 2}, "2 values of keys"),
+        ("rotary_first", [(2, 2, 8)], {"pairs": 3, "half": 2}, "do not fit"),
+        ("rotary_first", [(2, 2, 8), (4,)], {"pairs": 2, "half": 2}, "factors"),
         ("hadamard", [(2, 2, 24)], {}, "no blocks of a power of two"),
         ("hadamard", [(2, 2, 24)], {"block": 16}, "no blocks of a power of two, 16"),
         ("layers", [], {"table": ()}, "at least 1"),

@@ -83,7 +83,7 @@ def test_presets_fit_every_shipped_shape(model, preset):
         ("99=tq4", "no layer of 99 has a cache of its own"),
         ("all=k:tq4", "k:TYPE,v:TYPE"),
         ("all=tq4;all=tq5", "given twice"),
-        ("all=tq4;sink=many", "sink is a number of positions"),
+        ("all=tq4;sink=many", "sink is a number"),
         ("all=tq4;scale=best", "scale is norm or eden"),
         ("all=tq4;nonsense", "no entry"),
     ],
