@@ -127,8 +127,8 @@ class Policy:
         for name in (k, v):
             if name not in CACHE_DTYPES and not is_codec(name):
                 raise BrioletteError(
-                    f"--kv: {kind} layers cannot keep K and V once in codes: {2 * pairs} rotary values and {size} in all "
-                    f"are no blocks of 32 or more; they can have kv:{', kv:'.join(CACHE_DTYPES)}"
+                    f"--kv: {kind} layers cannot keep K and V once in codes: {2 * pairs} rotary values, and {size} in "
+                    f"all, are no blocks of 32 or more; they can have kv:{', kv:'.join(CACHE_DTYPES)}"
                 )
         return replace(keep, k=k, v=v, pairs=pairs)
 

@@ -55,7 +55,7 @@ def turning_pairs(found: Once, turning: int | None) -> int:
         return found.half
     if turning is None:
         raise BrioletteError(
-            f"--kv: which dimensions of K turn is in the file's {found.frequencies}, which is not at hand: say how many "
-            "pairs do, as turning=N"
+            f"--kv: which dimensions of K turn is in the file's {found.frequencies}, which is not at hand: say how "
+            "many pairs do, as turning=N"
         )
     return turning

@@ -26,6 +26,7 @@ from .available import available_memory
 from .backends import backend_named
 from .fitting import fitted
 from .gguf import GgufFile, open_gguf
+from .kv import settled
 from .sampling import Sampler, Sampling, StopStrings
 from .tokenizer import Tokenizer
 
@@ -83,13 +84,13 @@ def load(
     tree = architecture(spec, file.header)
     module = front(tree, file.header)
     chosen = backend_named(backend).default_weights() if weights is None else weights
-    options = options_for(file.header, module, kv, threads, context, chunk, chosen, prefill, sequences)
+    options = options_for(file, module, kv, threads, context, chunk, chosen, prefill, sequences)
     options = fitted(file, module, options, backend, available_memory(), asked=weights is not None)
     return Model(file, tree, module, backend, options)
 
 
 def options_for(
-    header: Header,
+    source: GgufFile | Header,
     module: Module,
     kv: str | None,
     threads: int | None,
@@ -99,10 +100,14 @@ def options_for(
     prefill: str = "exact",
     sequences: int = 1,
 ) -> Options:
-    """Checked engine options, with defaults that suit the file and the machine."""
+    """Checked engine options, with defaults that suit the file and the machine; a file also tells what its header
+    leaves open of a KV policy."""
+    header = source if isinstance(source, Header) else source.header
     if kv is None:
         plain = all(t.format == "f32" for t in module.tensors if len(t.shape) > 1)
         kv = "f32" if plain else "f16"
+    if not isinstance(source, Header):
+        kv = settled(kv, module, source.tensor_bytes)
     policy_named(kv).keeps(module)  # raises for what this model cannot have
     threads = cores() if threads is None else threads
     context = min(context_length(header) or DEFAULT_CONTEXT, DEFAULT_CONTEXT) if context is None else context
@@ -143,7 +148,7 @@ def compile(
     header = file if isinstance(file, Header) else file.header
     module = front(architecture(spec, header), header)
     chosen = backend_named(backend).default_weights() if weights is None else weights
-    options = options_for(header, module, kv, threads, context, chunk, chosen)
+    options = options_for(file, module, kv, threads, context, chunk, chosen)
     stored = Weights(_no_weights) if isinstance(file, Header) else Weights(file.tensor_bytes, file.forget)
     return backend_named(backend).compile(module, stored, options)
 

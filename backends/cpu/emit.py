@@ -346,6 +346,10 @@ class _Program:
             lambda name: hadamard.emit_hadamard(self.module, self.target, name, size, block, inverse),
         )
 
+    def rotary_first(self, item: Node) -> None:
+        given = (item.shape[-1], item["pairs"], item["half"], item.get("inverse", False), len(item.args) > 1)
+        self.small(item, f"{given}", lambda name: small.emit_rotary_first(self.module, self.target, name, *given))
+
     def top(self, item: Node) -> None:
         n, k = item.args[0].shape[-1], item["k"]
         self.small(item, f"{n} {k}", lambda name: small.emit_top(self.module, self.target, name, n, k))

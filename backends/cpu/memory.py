@@ -28,6 +28,7 @@ from .runtime_ir import CONTEXT_BYTES
 DTYPES = {"f32": np.float32, "f16": np.uint16, "bf16": np.uint16}  # 16-bit planes are kept as bits
 ALL_LOGITS_CHUNK = 64  # tokens a step when every token's logits are wanted: they are large
 POINTER = 8
+WHOLE = 2 * GROUP  # positions that coded planes hold a multiple of: all the scales of a ring are whole lines then
 
 # Estimates, measured on x86-64 Linux as what a process has resident beside all that is planned exactly.
 LIBRARIES = 60 << 20  # llvmlite, and what loading machine code touches of LLVM
@@ -62,13 +63,13 @@ def positions_held(plane: Plane, options: Options) -> int:
     whole groups of positions."""
     ring = options.context if plane.window is None else plane.window + options.chunk
     held = max(min(options.context, plane.sink + ring), plane.sink + 1)
-    return -(-held // GROUP) * GROUP if is_codec(plane.dtype) else held
+    return -(-held // WHOLE) * WHOLE if is_codec(plane.dtype) else held
 
 
 def token_bytes(plane: Plane) -> int:
-    """What a position takes in a plane, with codes on the average of whole groups."""
+    """What a position takes in a plane."""
     if is_codec(plane.dtype):
-        return plane.heads * Coded(codec_named(plane.dtype), plane.size).ring_bytes(GROUP) // GROUP
+        return plane.heads * Coded(codec_named(plane.dtype), plane.size).ring_bytes(WHOLE) // WHOLE
     return plane.heads * plane.size * np.dtype(DTYPES[plane.dtype]).itemsize
 
 

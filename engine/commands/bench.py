@@ -73,7 +73,8 @@ def made_up(name: str, wanted: Wanted, options: dict[str, Any]) -> tuple[Synthet
         module = front(architecture(options["spec"], model.header), model.header)
         weights = options["weights"] or backend_named("cpu").default_weights()
         most = max(wanted.threads)
-        engine = options_for(model.header, module, options["kv"], most, wanted.context, options["chunk"], weights)
+        given = (options["kv"], most, wanted.context, options["chunk"], weights)
+        engine = options_for(synthetic(model), module, *given)
         planner = Planner(model.header, module, engine.cache)
         planned, taken = planner.plan(engine), planner.measure(engine)
     engines = len(wanted.prefill) * planned.allocated

@@ -92,7 +92,7 @@ def describe(file: GgufFile, options: dict[str, Any]) -> dict[str, Any]:
 def _program(file: GgufFile, module: Module, options: dict[str, Any]) -> dict[str, Any]:
     """Kinds of layers, and the memory of a CPU engine with these options."""
     wanted = [options["kv"], None, options["context"], options["chunk"]]
-    engine = options_for(file.header, module, *wanted, backend_named("cpu").default_weights())
+    engine = options_for(file, module, *wanted, backend_named("cpu").default_weights())
     engine = fitted(file, module, engine, "cpu", available_memory())
     planned = plan_memory(file, module, engine)
     values = {name: dict(entries) for name, _, entries in module.kinds}

@@ -30,7 +30,7 @@ def plan(path: str, backend: str, memory: str | None, as_json: bool, options: di
         module = front(architecture(options["spec"], file.header), file.header)
         chosen = options["weights"] or backend_named(backend).default_weights()
         given_for = [options[name] for name in ("kv", "threads", "context", "chunk")]
-        engine = options_for(file.header, module, *given_for, chosen, sequences=options["sequences"])
+        engine = options_for(file, module, *given_for, chosen, sequences=options["sequences"])
         if options["weights"] is None:
             engine = fitted(file, module, engine, backend, given)
         planner = Planner(file, module, engine.cache, backend)

@@ -51,7 +51,7 @@ def report(
         spec, kv, context, chunk = (options[key] for key in ("spec", "kv", "context", "chunk"))
         tree = architecture(spec, file.header)
         trace = Trace()
-        engine = options_for(file.header, front(tree, file.header, trace), kv, None, context, chunk)
+        engine = options_for(file, front(tree, file.header, trace), kv, None, context, chunk)
         more = [] if other is None else [_beside(path, file.header, trace, subject(other))]
         text = page_of(file, tree, trace, engine, form, machine(bandwidth, peak), more)
     if target is None:

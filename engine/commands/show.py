@@ -46,15 +46,16 @@ def show(
         raise BrioletteError(f"{path} names the stage {told}, and --stage another; leave one out")
     stage = told or stage_named(stage or STAGES[0])
     spec, kv, context, chunk = (options[key] for key in ("spec", "kv", "context", "chunk"))
+    file = None
     if is_architecture(name) and spec is None:
         tree, header = sized(name)
     else:
-        header = open_gguf(name).header
-        tree = architecture(spec, header)
+        file = open_gguf(name)
+        header, tree = file.header, architecture(spec, file.header)
     trace = Trace()
     with busy("compiling"):
         module = front(tree, header, trace)
-        engine = options_for(header, module, kv, None, context, chunk)
+        engine = options_for(header if file is None else file, module, kv, None, context, chunk)
         if stats or memory or stage not in trace.modules:
             module = optimise(module, replace(wanted, cache=engine.cache), trace)
     rows = 1 if form == "decode" else engine.chunk

@@ -12,7 +12,9 @@ from test_small import Kernel
 from briolette.backends.cpu.coded import GROUP, Coded, unpack
 from briolette.backends.cpu.kernels.encode import emit_encode, scratch_bytes
 from briolette.backends.cpu.kernels.hadamard import emit_hadamard
+from briolette.backends.cpu.kernels.small import emit_rotary_first
 from briolette.compiler.codecs import codec_named, decode, encode, hadamard
+from briolette.compiler.ops import OPS
 
 every_target = pytest.mark.parametrize("target", RUNNABLE.values(), ids=RUNNABLE)
 CODECS = ("tq2", "tq3", "tq4", "tq5", "tq6", "tq8", "tq6_128", "tq4_eden", "q8_0", "q4_0")
@@ -27,6 +29,19 @@ def test_rows_are_turned(target, size, block, inverse):
     x = np.random.default_rng(size).normal(size=(5, size)).astype(np.float32)
     found = Kernel(target, emit_hadamard, size, block, inverse).run(np.empty_like(x), x, rows=5, threads=2)
     np.testing.assert_allclose(found, hadamard(x, block, inverse), rtol=0, atol=2e-6)
+
+
+@every_target
+@pytest.mark.parametrize(("size", "pairs", "half"), [(512, 64, 256), (16, 2, 8), (24, 3, 9), (8, 4, 4)])
+@pytest.mark.parametrize("how", ["order", "factors", "inverse"])
+def test_rotary_dimensions_come_first(target, size, pairs, half, how):
+    rng = np.random.default_rng(size)
+    x, w = rng.normal(size=(5, 1, size)).astype(np.float32), rng.normal(size=size).astype(np.float32)
+    given = (x, w) if how == "factors" else (x,)
+    kernel = Kernel(target, emit_rotary_first, size, pairs, half, how == "inverse", how == "factors")
+    found = kernel.run(np.empty_like(x), *given, rows=5, threads=2)
+    wanted = OPS["rotary_first"].evaluate(None, *given, pairs=pairs, half=half, inverse=how == "inverse")
+    assert np.array_equal(found, wanted)
 
 
 def written(target, codec, x, positions, slots, count, capacity, threads=2):
@@ -57,7 +72,9 @@ def test_codes_are_those_of_the_codec(target, name, size):
     codes, scales = encode(codec, x)
     for token, (position, slot) in enumerate(zip(positions, slots, strict=True)):
         for head in range(2):
-            ours, factors = (part[position % capacity] for part in unpack(codec, size, plane[slot, head], capacity))
+            ours, factors = (
+                part[position % capacity] for part in unpack(Coded(codec, size), plane[slot, head], capacity)
+            )
             assert (ours != codes[token, head]).mean() <= 1 / 128  # a value on a threshold may go either way
             np.testing.assert_allclose(factors, scales[token, head], rtol=2e-3)
 
@@ -69,7 +86,7 @@ def test_small_heads_and_what_was_there_before():
         codec = codec_named(name)
         x = rng.normal(size=(2, 1, size)).astype(np.float32)
         plane = written(HOST, codec, x, [3, 3 + GROUP], [0, 0], 1, GROUP, threads=1)
-        codes, scales = unpack(codec, size, plane[0, 0], GROUP)
+        codes, scales = unpack(Coded(codec, size), plane[0, 0], GROUP)
         np.testing.assert_allclose(
             decode(codec, codes[3], scales[3]), decode(codec, *encode(codec, x[1, 0])), rtol=2e-3, atol=1e-6
         )

@@ -14,7 +14,7 @@ from briolette.compiler.errors import BrioletteError
 from briolette.compiler.interp import Interpreter
 from briolette.compiler.ir import topological
 from briolette.compiler.pipeline import front
-from briolette.compiler.policy import PRESETS, Keep, policy_named
+from briolette.compiler.policy import PRESETS, Keep, Types, policy_named
 from briolette.compiler.rules.cache import kept
 from briolette.compiler.text import parse_module, print_module
 from briolette.engine.gguf import open_gguf
@@ -147,3 +147,50 @@ def scales(module, slot: int) -> int:
     """How many vectors a position has in a layer."""
     writes = {(n["slot"], n["plane"]): n for n in topological(module.roots) if n.op == "cache_write"}
     return sum(int(writes[slot, plane].shape[1]) for plane in ("k", "v"))
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """A model whose global layers have no projection for V; two of the eight pairs of a head turn."""
+    file = open_gguf(ORACLE / "gemma4_moe.gguf")
+    return file, front(syntax.load(syntax.shipped()["gemma4"]), file.header)
+
+
+def test_k_and_v_kept_once_are_k_and_v(shared):
+    file, module = shared
+    weight, tokens = reader(file.header.tensors, file.tensor_bytes), np.arange(3, 15)
+
+    def logits(policy: str):
+        return Interpreter(weight).step(kept(module, policy).outputs, tokens, 0)[0]
+
+    hits: Counter[str] = Counter()
+    done = kept(module, "global=kv:f32;local=f32;turning=2;sink=0;recent=0", hits)
+    layers = [slot for slot in keeps(shared, "f16") if slot in kinds(shared)["global"]]
+    assert hits["cache-once"] == len(layers) > 0
+    sizes = {(n["slot"], n["plane"]): n.shape[2] for n in topological(done.roots) if n.op == "cache_write"}
+    assert {sizes[slot, "k"] for slot in layers} == {4}
+    assert {sizes[slot, "v"] for slot in layers} == {16}
+    apart = logits("f32")
+    for policy in ("global=kv:f32;local=f32;turning=2", "global=kv:f32;local=f32;turning=2;sink=0;recent=0"):
+        assert np.abs(logits(policy) - apart).max() <= 1e-5 * np.abs(apart).max()
+    wrong = logits("global=kv:f32;local=f32;turning=1")  # one pair that turns is taken for one that does not
+    assert np.abs(wrong - apart).max() > 1e-3 * np.abs(apart).max()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("local=kv:f32;turning=2", "local layers cannot keep K and V once: their V is not what K is made of"),
+        ("global=kv:f32", "rope_freqs.weight, which is not at hand: say how many"),
+        ("global=tqkv6r6;turning=2", "4 rotary values, and 16 in all, are no blocks"),
+        ("global=kv:tq4,v:tq4;turning=2", "kv:TYPE for both"),
+    ],
+)
+def test_what_cannot_be_kept_once_is_said(shared, text, said):
+    with pytest.raises(BrioletteError, match=said):
+        keeps(shared, text)
+
+
+def test_codes_of_both_have_blocks_of_their_own():
+    assert policy_named("all=tqkv6r4").layers["all"] == Types("tq4", "tq6", once=True)
+    assert policy_named("all=kv:tq5;scale=eden").layers["all"] == Types("tq5_eden", "tq5_eden", once=True)

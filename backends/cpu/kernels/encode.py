@@ -13,7 +13,7 @@ from llvmlite import ir
 from briolette.compiler.codecs import Codec
 
 from ..build import F32, I8, I32, I64, PTR, VOID, Build, Target, Value
-from ..coded import GROUP, Coded
+from ..coded import GROUP, LINE, UNIT, BitPlane, Coded
 from . import constants, smaller, split
 
 TOGETHER = 32  # values of a head that share the bytes of a plane of single bits
@@ -30,12 +30,12 @@ def emit_encode(module: ir.Module, target: Target, name: str, codec: Codec, head
     b = Build(ir.IRBuilder(function.append_basic_block()), target)
     x, pos, out, capacity, slots, scratch, tokens, tid, threads = function.args
     encoder = _Encoder(b, name, codec, size, scratch)
-    plane = encoder.coded.ring_bytes_at(b, capacity)
+    ring_bytes = encoder.ring_bytes(capacity)
 
     def row(r: Value, _: list[Value]) -> None:
         token, head = b.ir.udiv(r, b.i64(heads)), b.ir.urem(r, b.i64(heads))
         position, slot = (b.ir.sext(b.load(of, I32, b.shl(token, 2), align=4), I64) for of in (pos, slots))
-        ring = b.at(out, b.mul(b.add(b.mul(slot, heads), head), plane))
+        ring = b.at(out, b.mul(b.add(b.mul(slot, heads), head), ring_bytes))
         encoder.row(b.at(x, b.mul(r, 4 * size)), ring, capacity, b.ir.urem(position, capacity))
 
     first, last = split(b, b.mul(tokens, heads), tid, threads)
@@ -53,7 +53,7 @@ class _Encoder:
     def __init__(self, b: Build, name: str, codec: Codec, size: int, scratch: Value):
         self.b, self.codec, self.size = b, codec, size
         self.coded = Coded(codec, size)
-        self.block = codec.width(size)
+        self.block = self.coded.width
         self.lanes = min(b.lanes, self.block)
         self.values = constants(b.module, f".{name}.table", codec.table(size))
         self.thresholds = codec.thresholds(size)
@@ -62,34 +62,40 @@ class _Encoder:
         for start in range(0, scratch_bytes(size), TOGETHER):
             b.store(b.const(b.vec(I8, TOGETHER), 0), scratch, start)
 
+    def ring_bytes(self, capacity: Value) -> Value:
+        """`Coded.ring_bytes` of a capacity that is known when it runs."""
+        b, coded = self.b, self.coded
+        used = b.mul(b.ir.udiv(capacity, b.i64(GROUP)), coded.group_bytes + coded.scale_bytes)
+        return b.bit_and(b.add(used, LINE - 1), -LINE)
+
     def row(self, x: Value, ring: Value, capacity: Value, place: Value) -> None:
-        b = self.b
+        b, coded = self.b, self.coded
         group, lane = b.ir.udiv(place, b.i64(GROUP)), b.ir.urem(place, b.i64(GROUP))
+        scales = b.at(ring, b.mul(b.ir.udiv(capacity, b.i64(GROUP)), coded.group_bytes))
+        scales = b.at(scales, b.add(b.mul(group, coded.scale_bytes), b.mul(lane, 2)))
 
         def block(n: Value, _: list[Value]) -> None:
             first = b.mul(n, self.block)
             scale = self.fitted(b.at(x, b.mul(first, 4)), b.at(self.codes, first))
-            b.store(b.to_f16_bits(scale), b.at(ring, self.coded.scale_at(b, capacity, group, n, lane)), align=2)
+            b.store(b.to_f16_bits(scale), scales, b.mul(n, 2 * GROUP), align=2)
 
-        b.loop(0, self.size // self.block, 1, [], block)
-        to = b.at(ring, b.add(b.mul(group, self.coded.group_bytes), b.mul(lane, 4)))
-        shift = self.codec.bits
-        for plane, bits in enumerate(self.codec.planes()):
-            shift -= bits
-            self.put(b.at(to, self.coded.plane_offset(plane)), bits, shift)
+        b.loop(0, coded.blocks, 1, [], block)
+        to = b.at(ring, b.add(b.mul(group, coded.group_bytes), b.mul(lane, UNIT)))
+        for plane in coded.planes:
+            self.put(b.at(to, plane.offset), plane)
 
-    def put(self, to: Value, bits: int, shift: int) -> None:
-        """One bit plane of a head: vectors of which each has `bits` bits of 8 / bits units, four bytes of each."""
-        b, together = self.b, 8 // bits
+    def put(self, to: Value, plane: BitPlane) -> None:
+        """One bit plane of a head: of each vector the four bytes that are this position's."""
+        b, bits = self.b, plane.bits
 
         def vector(v: Value, _: list[Value]) -> None:
-            source, word = b.at(self.codes, b.mul(v, 4 * together)), b.i32(0)
-            for unit in range(together):
-                four = b.bit_and(b.shr(b.load(source, I32, 4 * unit, align=4), shift), ((1 << bits) - 1) * 0x01010101)
-                word = b.bit_or(word, b.shl(four, bits * unit))
-            b.store(word, to, b.mul(v, 64), align=4)
+            source, word = b.at(self.codes, b.mul(v, UNIT * plane.together)), b.i32(0)
+            for unit in range(plane.together):
+                four = b.shr(b.load(source, I32, UNIT * unit, align=4), plane.shift)
+                word = b.bit_or(word, b.shl(b.bit_and(four, ((1 << bits) - 1) * 0x01010101), bits * unit))
+            b.store(word, to, b.mul(v, LINE), align=4)
 
-        b.loop(0, -(-self.size // (4 * together)), 1, [], vector)
+        b.loop(0, plane.vectors, 1, [], vector)
 
     # --- codes and scales of one block ------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Kernels of little work: rotary tables, the router's largest values, look-ups in rows, weighted sums.
+"""Kernels of little work: rotary tables and orders, the router's largest values, look-ups in rows, weighted sums.
 
 Each is `void name(pointers..., i64 rows, i64 tid, i64 threads)` and writes thread `tid`'s rows, by `split`.
 """
@@ -158,3 +158,29 @@ def emit_combine(module: ir.Module, target: Target, name: str, used: int, n: int
         _along(b, n, columns)
 
     return by_rows(module, target, name, "x w out", row)
+
+
+def emit_rotary_first(
+    module: ir.Module, target: Target, name: str, size: int, pairs: int, half: int, inverse: bool, has_factors: bool
+) -> ir.Function:
+    """`void name(ptr x, [ptr w,] ptr out, i64 rows, tid, threads)`: f32 [rows, size] with the dimensions of the first
+    `pairs` pairs (i, i + half) first, the others times w [size] where there is such; `inverse`: put back."""
+
+    def row(b: Build, r: Value, x: Value, *rest: Value) -> None:
+        factors, out = rest if has_factors else (None, rest[0])
+        source, to = b.at(x, b.mul(r, 4 * size)), b.at(out, b.mul(r, 4 * size))
+        place = 0
+        # The order is four stretches: the turned halves of the pairs, then what lies behind each.
+        for start, count in ((0, pairs), (half, pairs), (pairs, half - pairs), (half + pairs, size - half - pairs)):
+            there, here = (4 * place, 4 * start) if inverse else (4 * start, 4 * place)
+
+            def part(at: Value, ty: ir.Type, there: int = there, here: int = here, place: int = place) -> None:
+                value = b.load(b.at(source, there), ty, at)
+                if factors is not None and place >= 2 * pairs:
+                    value = b.mul(value, b.load(b.at(factors, there), ty, at))
+                b.store(value, b.at(to, here), at)
+
+            _along(b, count, part)
+            place += count
+
+    return by_rows(module, target, name, "x w out" if has_factors else "x out", row)
