@@ -368,7 +368,6 @@ def attend(
     seen = at <= pos[:, None]
     if window is not None:
         seen &= at > pos[:, None] - window
-    near = (at < sink) | (at > pos[:, None] - recent)
 
     def scored(keys: Array, values: Array) -> Array:
         if shared:
@@ -378,12 +377,13 @@ def attend(
     def summed(weights: Array, values: Array) -> Array:
         return np.einsum("thc,chd->thd", weights, np.repeat(values, q.shape[1] // k.shape[1], axis=1))
 
-    scores = scored(k, v)
+    scores, near = scored(k, v), (at < sink) | (at > pos[:, None] - recent)
     if near_k is not None and near_v is not None:
         scores = np.where(near[:, None, :], scored(near_k, near_v), scores)
     if softcap is not None:
         scores = np.tanh(scores / softcap) * softcap
-    weights = softmax(context, np.where(seen[:, None, :], scores, -np.inf))
+    scores = np.where(seen[:, None, :], scores, -np.inf)
     if near_v is None:
-        return summed(weights, v)
+        return summed(softmax(context, scores), v)
+    weights = softmax(context, scores)
     return summed(np.where(near[:, None, :], 0, weights), v) + summed(np.where(near[:, None, :], weights, 0), near_v)
