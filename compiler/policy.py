@@ -5,8 +5,9 @@ A policy is an element type (`f16`), a preset (`balanced`), or entries apart by 
     global=k:tq6,v:tq4; local=bf16; sink=16; recent=128
 
 The left side of an entry says which layers: a number, a range (`3-7`), a kind of the architecture, `full` or `sliding`
-(layers whose attention sees everything, or a window), or `all`. The more particular one holds; layers that none names
-keep bf16. Coded layers that see everything keep the first `sink` and the latest `recent` positions in bf16, too.
+(layers whose attention sees everything, or a window), `once` (those of `full` whose V is what K is made of), or `all`.
+The more particular one holds; layers that none names keep bf16. Coded layers that see everything keep the first `sink`
+and the latest `recent` positions in bf16, too.
 
 Where V is the projection that K is made of, both can be kept once: `kv:TYPE`, or `tqkv6r4` (V, and with it all of K but
 its rotary part, in 6 bits, that part in 4; a scale for 128 values).
@@ -27,12 +28,12 @@ from .opset.attention import CACHE_DTYPES
 from .shared_kv import Once, once, turning_pairs
 
 PRESETS = {
-    "quality": "full=k:tq8,v:tq6;sliding=bf16;sink=16;recent=128",
-    "balanced": "full=k:tq5,v:tq4;sliding=tq8;sink=16;recent=128",
-    "compact": "full=k:tq4,v:tq3;sliding=k:tq6,v:tq5;sink=16;recent=128",
+    "quality": "once=tqkv8r8;full=k:tq8,v:tq6;sliding=bf16;sink=16;recent=128",
+    "balanced": "once=tqkv6r6;full=k:tq5,v:tq4;sliding=tq8;sink=16;recent=128",
+    "compact": "once=tqkv4r5;full=k:tq4,v:tq3;sliding=k:tq6,v:tq5;sink=16;recent=128",
 }
 NEAR = "bf16"  # what the nearest positions, and the first, are kept in
-STRUCTURAL = ("full", "sliding", "all")
+STRUCTURAL = ("once", "full", "sliding", "all")
 SWITCHES = {"scale": ("norm", "eden"), "rotate": ("on", "off")}
 COUNTS = ("sink", "recent", "turning")
 MOST_SHARED = 128  # values that share a scale where K and V are kept once: blocks, as the rotary part is one
@@ -87,6 +88,11 @@ class Policy:
     rotate: bool = True
 
     @property
+    def coded(self) -> bool:
+        """Whether some layers keep codes."""
+        return any(is_codec(name) for types in self.layers.values() for name in (types.k, types.v))
+
+    @property
     def once(self) -> bool:
         """Whether some layers keep K and V once."""
         return any(types.once for types in self.layers.values())
@@ -102,7 +108,8 @@ class Policy:
         shared = once(module) if self.once else {}
         found = {}
         for slot, of in slots.items():
-            types, kind = self._types(slot, kinds, of.sliding), _names(slot, kinds, of.sliding)[0]
+            names = _names(slot, kinds, of.sliding, slot in shared)
+            types, kind = self._types(slot, names), names[0]
             keep = Keep(types.k, types.v, self.sink, self.recent, self.rotate)
             if of.sliding:
                 keep = replace(keep, sink=0, recent=0)
@@ -132,11 +139,11 @@ class Policy:
                 )
         return replace(keep, k=k, v=v, pairs=pairs)
 
-    def _types(self, slot: int, kinds: Mapping[str, Sequence[int]], sliding: bool) -> Types:
+    def _types(self, slot: int, names: Sequence[str]) -> Types:
         for who, types in self.layers.items():
             if slot in (_range(who) or ()):
                 return types
-        named = (self.layers[name] for name in _names(slot, kinds, sliding) if name in self.layers)
+        named = (self.layers[name] for name in names if name in self.layers)
         return next(named, Types(NEAR, NEAR))
 
     def _check(self, kinds: Mapping[str, Sequence[int]], slots: Mapping[int, _Slot]) -> None:
@@ -190,10 +197,10 @@ def _slots(module: Module) -> dict[int, _Slot]:
     return dict(sorted(found.items()))
 
 
-def _names(slot: int, kinds: Mapping[str, Sequence[int]], sliding: bool) -> list[str]:
+def _names(slot: int, kinds: Mapping[str, Sequence[int]], sliding: bool, shared: bool) -> list[str]:
     """What a layer goes by, the most particular first."""
     own = [name for name, layers in kinds.items() if slot in layers]
-    return [*own, "sliding" if sliding else "full", "all"]
+    return [*own, *(["once"] if shared and not sliding else []), "sliding" if sliding else "full", "all"]
 
 
 def _range(who: str) -> range | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from briolette.compiler.cost import kv_token_bytes
 from briolette.compiler.pipeline import front
+from briolette.compiler.policy import policy_named
 from briolette.compiler.text import layer_ranges
 from briolette.engine.available import Available, available_memory, parsed_size
 from briolette.engine.backends import backend_named
@@ -19,6 +20,7 @@ from briolette.engine.words import many, size
 from .terminal import busy, result, result_json, table
 
 FITS, TOO_LARGE = 0, 1  # exit codes
+PLAIN = "f16"  # what a coded cache is held against
 MOST_POSITIONS = 2**31 - 1  # positions are counted in 32 bits
 
 
@@ -39,6 +41,8 @@ def plan(path: str, backend: str, memory: str | None, as_json: bool, options: di
         chunked = replace(engine, chunk=options["chunk"])
         largest = planner.largest(chunked, given.bytes, limit or MOST_POSITIONS)
         least = planner.plan(replace(engine, context=1, chunk=1)).peak
+        coded = policy_named(engine.cache).coded
+        plain = Planner(file, module, PLAIN, backend).plan(engine).kv_bytes if coded else None
     fits = planned.peak <= given.bytes
     whole = sum(kv_token_bytes(module, "f32").values())
     kept = "f32" if sum(kind.token_bytes for kind in planned.kv) == whole else engine.cache
@@ -46,12 +50,12 @@ def plan(path: str, backend: str, memory: str | None, as_json: bool, options: di
         result_json(
             {"file": str(file.path), "spec": module.name}
             | figures(planned)
-            | {"kv_type": kept}
+            | {"kv_type": kept, "kv_f16_bytes": plain, "kv_ratio": plain and plain / planned.kv_bytes}
             | {"memory": given.bytes, "memory_source": given.source, "fits": fits}
             | {"context_length": limit, "largest_context": largest}
         )
     else:
-        result(table(rows(planned, kept), "lr"))
+        result(table(rows(planned, kept, plain), "lr"))
         result("\n" + "\n".join(verdict(planned, given, largest, limit, least)))
     return FITS if fits else TOO_LARGE
 
@@ -75,11 +79,12 @@ def figures(planned: MemoryPlan) -> dict[str, Any]:
     }
 
 
-def rows(planned: MemoryPlan, kept: str | None = None) -> list[list[str]]:
+def rows(planned: MemoryPlan, kept: str | None = None, plain: int | None = None) -> list[list[str]]:
     """The plan as a table, without the lines that come to nothing. kept: the element type in which the KV cache is
-    kept, where that is not the one whose numbers it has."""
+    kept, where that is not the one whose numbers it has. plain: bytes that the cache would take in f16."""
     options = planned.options
     type_ = options.cache if kept in (None, options.cache) else f"{kept} with the numbers of {options.cache}"
+    type_ += f", {plain / planned.kv_bytes:.2f} times smaller than in {PLAIN}" if plain else ""
     side_by_side = f" of each of {options.sequences} sequences" if options.sequences > 1 else ""
     kv = [[f"KV {kind.kind}", size(kind.bytes), _kept(kind)] for kind in planned.kv]
     all_but = "all but the experts', " if options.weights == "mixed" else ""

@@ -191,6 +191,13 @@ def test_what_cannot_be_kept_once_is_said(shared, text, said):
         keeps(shared, text)
 
 
+def test_layers_that_could_keep_both_once_go_by_that(shared, model):
+    layers = {slot for slot in keeps(shared, "f16") if slot in kinds(shared)["global"]}
+    found = keeps(shared, "once=kv:bf16;full=f16;turning=2")
+    assert {slot for slot, keep in found.items() if keep.pairs == 2} == layers
+    assert not any(keep.pairs for keep in keeps(model, "once=kv:bf16;full=f16;turning=2").values())
+
+
 def test_codes_of_both_have_blocks_of_their_own():
     assert policy_named("all=tqkv6r4").layers["all"] == Types("tq4", "tq6", once=True)
     assert policy_named("all=kv:tq5;scale=eden").layers["all"] == Types("tq5_eden", "tq5_eden", once=True)

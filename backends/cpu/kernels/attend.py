@@ -54,7 +54,7 @@ class Attend:
 
 def spec_of(item: Node) -> Attend:
     """The attention of a node: shapes, cache element types, how queries lie."""
-    q, k, v, _ = item.args
+    q, k, v = item.args[:3]
     view = view_of(q)
     assert heads_lie_together(view)
     sizes = (q.shape[1], k.shape[1], q.shape[2], v.shape[2])
