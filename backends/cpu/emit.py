@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llvmlite import ir
 
-from briolette.compiler.codecs import codec_named
+from briolette.compiler.codecs import codec_named, is_codec
 from briolette.compiler.dims import Affine, Dim, product
 from briolette.compiler.ir import Node
 from briolette.compiler.ops import attributes, inverse_frequencies
@@ -39,7 +39,8 @@ PAGE = 4096
 @dataclass(frozen=True)
 class Plane:
     """A plane of the KV cache: [heads, capacity, size] of dtype, read with a window or without. Of a near plane the
-    window is what counts as recent; the first `sink` positions stay."""
+    window is what counts as recent; the first `sink` positions stay. grouped: whether it holds whole groups of
+    positions, as planes of codes do, and those that are read beside them."""
 
     slot: int
     plane: str
@@ -48,6 +49,7 @@ class Plane:
     dtype: str
     window: int | None
     sink: int = 0
+    grouped: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def planes_of(plan: Plan) -> list[Plane]:
             _, heads, size = write.shape
             assert isinstance(heads, int) and isinstance(size, int)
             found.append(Plane(given["slot"], given["plane"], heads, size, write.type.dtype, window, given["sink"]))
-    return found
+    coded = {plane.slot for plane in found if is_codec(plane.dtype)}
+    return [replace(plane, grouped=plane.slot in coded and not plane.plane.startswith("near")) for plane in found]
 
 
 class Emitter:
@@ -288,7 +291,7 @@ class _Program:
 
     def attend(self, item: Node) -> None:
         """Rows alone of their sequence, in parts that are put together between two barriers; then all others."""
-        q, k, v, pos = item.args
+        q, k, v, pos, *near = item.args
         spec, fields = attend.spec_of(item), self.fields
 
         def kernel(emit: Callable[[ir.Module, Target, str, attend.Attend], ir.Function]) -> ir.Function:
@@ -299,6 +302,9 @@ class _Program:
         out = self.pointer(item)
         given = (self.pointer(q), keys, values, self.pointer(pos), fields["slots"], out, self.scratch, capacity)
         given = (*given, self.size(q.shape[0]), self.tid, fields["threads"])
+        if near:
+            (near_keys, near_capacity), (near_values, _) = (self.plane(base(x)) for x in near)
+            given = (*given, near_keys, near_values, near_capacity)
         self.call(kernel(attend_one.emit_attend_one), *given, fields["scratch"])
         self.meet_within()
         self.call(kernel(attend_parts.emit_merge), out, self.scratch, fields["scratch"], self.tid, fields["threads"])

@@ -63,7 +63,7 @@ def positions_held(plane: Plane, options: Options) -> int:
     whole groups of positions."""
     ring = options.context if plane.window is None else plane.window + options.chunk
     held = max(min(options.context, plane.sink + ring), plane.sink + 1)
-    return -(-held // WHOLE) * WHOLE if is_codec(plane.dtype) else held
+    return -(-held // WHOLE) * WHOLE if plane.grouped else held
 
 
 def token_bytes(plane: Plane) -> int:

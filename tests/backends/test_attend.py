@@ -5,44 +5,22 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
+from attention import run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llvmlite import ir
 from programs import HOST, RUNNABLE
 
 from briolette.backends.cpu.build import F32, I64, PTR, VOID, Build, Target
-from briolette.backends.cpu.kernels import attend_many, attend_one, attend_parts, emit_cache_store
+from briolette.backends.cpu.kernels import attend_many, emit_cache_store
 from briolette.backends.cpu.kernels.attend import Attend
 from briolette.compiler.ops import OPS, rounded
 
 BASE = Attend(8, 2, 64, 64, "f32", "f32", 0.125, None, None, 512)
-GUARD = np.float32(7e7)  # what must stay untouched around a result
-MANY = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 4
-KINDS = {
-    "one": [*MANY, ctypes.c_void_p],
-    "merge": [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 2,
-    "many": MANY,
-}
-
-
-@lru_cache(None)
-def compiled(spec: Attend, target: Target):
-    """The three functions, and the engine that keeps their code."""
-    module = ir.Module()
-    module.triple = target.triple
-    attend_one.emit_attend_one(module, target, "one", spec)
-    attend_parts.emit_merge(module, target, "merge", spec)
-    attend_many.emit_attend_many(module, target, "many", spec)
-    parsed = llvm.parse_assembly(str(module))
-    parsed.verify()
-    engine = llvm.create_mcjit_compiler(parsed, target.machine())
-    engine.finalize_object()
-    return engine, {n: ctypes.CFUNCTYPE(None, *t)(engine.get_function_address(n)) for n, t in KINDS.items()}
 
 
 def stored(x: np.ndarray, dtype: str) -> np.ndarray:
@@ -88,30 +66,11 @@ def check(
                 OpsContext, heads[ours].astype(np.float64), k, v, positions[ours], **attrs
             )
 
-    out = np.full(expected.size + 32, GUARD)
-    stride = -(-max(attend_parts.own_layout(spec)[1], attend_many.layout(spec)[1]) // 64) * 64 + 64
-    scratch = np.full((threads, stride // 4), np.nan, np.float32)
-    scratch[:, -16:] = GUARD
-    parts = np.full(attend_parts.layout(spec)[1] // 4 + 16, np.nan, np.float32)
-    parts[-16:] = GUARD
-    _, call = compiled(spec, target)
-    given = [a.ctypes.data for a in (q, *rings, positions, slots)] + [out[16:].ctypes.data]
-    for name in ("one", "merge", "many"):
-        for tid in range(threads):
-            own = scratch[tid].ctypes.data
-            if name == "merge":
-                call[name](out[16:].ctypes.data, own, parts.ctypes.data, tid, threads)
-            else:
-                call[name](*given, own, capacity, rows, tid, threads, *[parts.ctypes.data][: name == "one"])
-            scratch[tid, :-16] = np.nan
-    assert np.all(out[:16] == GUARD)
-    assert np.all(out[-16:] == GUARD)
-    assert np.all(scratch[:, -16:] == GUARD)
-    assert np.all(parts[-16:] == GUARD)
+    out = run(spec, target, q, rings, capacity, positions, slots, threads)
     # Scores are rounded to f32: an error of e in one changes its weight by a factor 1 + e.
     largest = np.abs(heads).sum(-1).max() * 5 * abs(spec.scale)
     bound = 2e-6 * max(1.0, largest / 16)
-    error = np.abs(out[16:-16].reshape(expected.shape) - expected)
+    error = np.abs(out - expected)
     assert error.max() <= bound * max(1.0, np.abs(expected).max())
     return out
 

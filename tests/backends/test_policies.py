@@ -16,7 +16,13 @@ from briolette.engine.model import Model
 MODELS = Path(__file__).parents[1] / "oracle" / "models"
 CODES = "all=k:tq6,v:tq4;sink=0;recent=0"
 NEAR = "full=k:tq5,v:tq3;sliding=tq8;sink=3;recent=9"
-POLICIES = (CODES, NEAR, "all=tq2;scale=eden;sink=2;recent=5", "full=k:f16,v:tq4;sink=0;recent=4", "all=q8_0;rotate=off")
+POLICIES = (
+    CODES,
+    NEAR,
+    "all=tq2;scale=eden;sink=2;recent=5",
+    "full=k:f16,v:tq4;sink=0;recent=4",
+    "all=q8_0;rotate=off",
+)
 WHOLE = ("gemma4_donors", "gemma2_caps", "llama_scaled")  # shared caches, windows and a softcap, one kind of layer
 ONCE = ("global=kv:f32;local=f32;sink=0;recent=0", "global=kv:bf16;local=bf16", "once=kv:f32;full=f16;sink=2;recent=7")
 # A value on a threshold may go to either code: that moves logits by less than a tenth of what coding does.

@@ -7,13 +7,17 @@ shapes of work, and each leaves the other's rows alone:
 * `attend_one`: rows whose neighbours are of other sequences, as in decoding. K and V are read once, from memory.
 * `attend_many`: runs of rows of one sequence, as in a prompt. K and V of a tile serve many queries.
 
-Here is what they share: what they are specialised to, rows of a cache, who sees what, and the way round a ring.
+A plane of K or V holds numbers, or codes (`cpu.coded`), of which never more than a tile is decoded. Where there are
+*near* planes, a row at position p reads positions j < sink and j > p - recent there, all others from the main planes.
+
+Here is what the kernels share: what they are specialised to, rows of a cache, who sees what, and the way round a ring.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from llvmlite import ir
 
@@ -22,18 +26,22 @@ from briolette.compiler.plan import base, writes_cache
 from briolette.compiler.views import heads_lie_together, view_of
 
 from ..build import F32, I16, I32, I64, PTR, VOID, Build, Target, Value
+from ..coded import coded
 from ..math import exp
 from . import larger, smaller
+from .codes import Codes
 
 TILE = 64  # positions: K and V of a tile stay in L2
 LOWEST = -3.4028234663852886e38  # a maximum of nothing: finite, because it is subtracted from itself
 PARAMETERS = ("q", "k", "v", "pos", "slots", "out", "scratch", "capacity", "rows", "tid", "threads")
+NEAR = ("near_k", "near_v", "near_capacity")
 WIDTHS = {"f32": 4, "f16": 2, "bf16": 2}
 
 
 @dataclass(frozen=True)
 class Attend:
-    """What an attention kernel is specialised to. q_stride: floats from one token's q to the next's."""
+    """What an attention kernel is specialised to. A dtype may be a codec's name. q_stride: floats from one token's q to
+    the next's. sink, recent: how many positions a row reads from the near planes."""
 
     heads: int
     groups: int
@@ -45,22 +53,44 @@ class Attend:
     window: int | None
     softcap: float | None
     q_stride: int
+    sink: int = 0
+    recent: int = 0
+    near_dtype: str = "bf16"
 
     @property
     def share(self) -> int:
         """Query heads of a group."""
         return self.heads // self.groups
 
+    @property
+    def tile(self) -> int:
+        """Positions of a row alone that are worked on at a time."""
+        return TILE
+
+    @property
+    def near(self) -> bool:
+        """Whether there are near planes."""
+        return self.sink + self.recent > 0
+
+    @property
+    def main(self) -> bool:
+        """Whether anything is read from the main planes."""
+        return self.window is None or self.window > self.recent
+
 
 def spec_of(item: Node) -> Attend:
     """The attention of a node: shapes, cache element types, how queries lie."""
-    q, k, v = item.args[:3]
+    q, k, v, _, *near = item.args
     view = view_of(q)
     assert heads_lie_together(view)
     sizes = (q.shape[1], k.shape[1], q.shape[2], v.shape[2])
     assert all(isinstance(size, int) for size in sizes)
-    dtypes = [write.type.dtype for x in (k, v) if (write := writes_cache(base(x))) is not None]
-    return Attend(*sizes, *dtypes, item["scale"], item.get("window"), item.get("softcap"), view.strides[0])
+    dtypes = [write.type.dtype for x in (k, v, *near) if (write := writes_cache(base(x))) is not None]
+    how = (item["scale"], item.get("window"), item.get("softcap"), view.strides[0])
+    spec = Attend(*sizes, *dtypes[:2], *how, item.get("sink", 0), item.get("recent", 0))
+    assert spec.near == bool(near)
+    assert all(dtype == spec.near_dtype for dtype in dtypes[2:])
+    return spec
 
 
 @dataclass(frozen=True)
@@ -89,17 +119,22 @@ def padded(n: int) -> int:
     return -(-n // 16) * 16
 
 
-def declare(module: ir.Module, target: Target, name: str, *more: str) -> tuple[ir.Function, Build]:
-    """`void name(ptr q, k, v, pos, slots, out, scratch, i64 capacity, rows, tid, threads, ptr more...)`
+def declare(module: ir.Module, target: Target, name: str, spec: Attend, *more: str) -> tuple[ir.Function, Build]:
+    """`void name(ptr q, k, v, pos, slots, out, scratch, i64 capacity, rows, tid, threads, [near], ptr more...)`
+    where [near], for specs that have it, is `ptr near_k, near_v, i64 near_capacity`.
 
     q: f32 [rows, heads, key_size], rows `q_stride` apart. k: [slots, groups, capacity, key_size], v: [slots, groups,
-    capacity, value_size], position p at p % capacity. pos: i32 [rows], in any order. slots: i32 [rows], the sequence
+    capacity, value_size], position p at p % capacity; or rings of codes, as `cpu.coded` tells, and then capacity is a
+    multiple of 16. near_k, near_v: as k and v with near_capacity positions, p at p if p < sink, else at
+    sink + (p - sink) % (near_capacity - sink). pos: i32 [rows], in any order. slots: i32 [rows], the sequence
     that each row belongs to. out: f32 [rows, heads, value_size]. scratch: this thread's own. Threads write disjoint
     parts of out. All positions from the lowest to the highest that a row sees must hold finite numbers, even those
-    that no row sees (there are such only where `pos` has gaps). The rest of the ring is not read.
+    that no row sees (there are such only where `pos` has gaps). The rest of the ring has no influence.
     """
-    function = ir.Function(module, ir.FunctionType(VOID, [PTR] * 7 + [I64] * 4 + [PTR] * len(more)), name)
-    for argument, label in zip(function.args, (*PARAMETERS, *more), strict=True):
+    near = NEAR if spec.near else ()
+    types = [PTR] * 7 + [I64] * 4 + [PTR, PTR, I64][: len(near)] + [PTR] * len(more)
+    function = ir.Function(module, ir.FunctionType(VOID, types), name)
+    for argument, label in zip(function.args, (*PARAMETERS, *near, *more), strict=True):
         argument.name = label
     return function, Build(ir.IRBuilder(function.append_basic_block()), target)
 
@@ -112,6 +147,13 @@ class Row:
         self.width, self.stride = WIDTHS[dtype], WIDTHS[dtype] * size
         self.whole, self.tail = divmod(size, b.lanes)
         self.stored = F32 if dtype == "f32" else I16
+
+    def ring_bytes(self, capacity: Value) -> Value:
+        return self.b.mul(capacity, self.stride)
+
+    def at(self, ring: Value, place: Value) -> Value:
+        """The row at a place of a ring."""
+        return self.b.at(ring, self.b.mul(place, self.stride))
 
     def load(self, row: Value, index: int | Value, partial: bool = False) -> Value:
         """Vector number `index` of a row."""
@@ -165,15 +207,45 @@ def pieces(n: int) -> list[int]:
     return [1 << i for i in reversed(range(n.bit_length())) if n >> i & 1]
 
 
+Plane: TypeAlias = Row | Codes
+
+
+def plane(b: Build, dtype: str, size: int) -> Plane:
+    layout = coded(dtype, size)
+    return Row(b, dtype, size) if layout is None else Codes(b, layout)
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Position p lies at place origin + (p - origin) % length."""
+
+    origin: Value
+    length: Value
+
+
+@dataclass(frozen=True)
+class Planes:
+    """K and V of all sequences and groups, where they begin, and how many positions they hold."""
+
+    keys: Plane
+    values: Plane
+    k: Value
+    v: Value
+    capacity: Value
+
+
 class Kernel:
     """The arguments of an attention kernel, and what follows from them."""
 
     def __init__(self, b: Build, spec: Attend, args: tuple[Value, ...], places: Mapping[str, Array]):
         self.b, self.spec, self.places = b, spec, places
-        self.q, self.k, self.v, self.pos, self.slots, self.out, self.scratch = args[:7]
-        self.capacity, self.rows, self.tid, self.threads = args[7:11]
-        self.keys = Row(b, spec.key_dtype, spec.key_size)
-        self.values = Row(b, spec.value_dtype, spec.value_size)
+        self.q, k, v, self.pos, self.slots, self.out, self.scratch = args[:7]
+        capacity, self.rows, self.tid, self.threads = args[7:11]
+        keys, values = plane(b, spec.key_dtype, spec.key_size), plane(b, spec.value_dtype, spec.value_size)
+        self.main = Planes(keys, values, k, v, capacity)
+        if spec.near:
+            keys, values = (Row(b, spec.near_dtype, size) for size in (spec.key_size, spec.value_size))
+            self.near = Planes(keys, values, *args[11:14])
 
     def place(self, name: str, row: Value) -> Value:
         """A row of an array in scratch."""
@@ -194,37 +266,71 @@ class Kernel:
         ends = b.ir.or_(b.ir.icmp_signed("==", row, end), b.ir.icmp_signed("!=", following, mine))
         return begins, ends
 
-    def cache(self, row: Value, group: Value) -> tuple[Value, Value]:
+    def rings(self, planes: Planes, row: Value, group: Value) -> tuple[Value, Value]:
         """Where the rings of K and V of a row's sequence and a group begin."""
         b = self.b
         slot = b.ir.sext(b.load(self.slots, I32, b.mul(row, 4), align=4), I64)
-        ring = b.mul(b.add(b.mul(slot, self.spec.groups), group), self.capacity)
-        return b.at(self.k, b.mul(ring, self.keys.stride)), b.at(self.v, b.mul(ring, self.values.stride))
+        index = b.add(b.mul(slot, self.spec.groups), group)
+        k, v = (b.mul(index, side.ring_bytes(planes.capacity)) for side in (planes.keys, planes.values))
+        return b.at(planes.k, k), b.at(planes.v, v)
 
-    def tiles(self, low: Value, stop: Value, body: Callable[[Value, Value, Value], None]) -> None:
+    def main_ring(self) -> Ring:
+        return Ring(self.b.i64(0), self.main.capacity)
+
+    def main_stretch(self, low: Value, stop: Value, last: Value) -> tuple[Value, Value]:
+        """Of positions low to stop (exclusive) those in the main planes, for rows of which `last` is the last one."""
+        b, spec = self.b, self.spec
+        if not spec.near:
+            return low, stop
+        return larger(b, low, b.i64(spec.sink)), smaller(b, stop, b.sub(last, spec.recent - 1))
+
+    def each_near(
+        self, low: Value, stop: Value, last: Value, body: Callable[[Value, Value, Value, Ring], None]
+    ) -> None:
+        """`body(which, low, stop, ring)` for those in the near planes, for rows of which `last` is the first one:
+        the sinks (0) and the recent ones (1)."""
+        b, sink = self.b, self.b.i64(self.spec.sink)
+        recent = larger(b, larger(b, low, sink), b.sub(last, self.spec.recent - 1))
+        sinks = (low, smaller(b, stop, sink), b.i64(0), sink)
+        others = (recent, stop, sink, b.sub(self.near.capacity, sink))
+
+        def kind(which: Value, _: list[Value]) -> None:
+            is_sinks = b.ir.icmp_signed("==", which, b.i64(0))
+            first, end, origin, length = (b.ir.select(is_sinks, *pair) for pair in zip(sinks, others, strict=True))
+            body(which, first, end, Ring(origin, length))
+
+        b.loop(0 if self.spec.sink else 1, 2 if self.spec.recent else 1, 1, [], kind)
+
+    def tiles(
+        self, low: Value, stop: Value, ring: Ring, length: int, body: Callable[[Value, Value, Value], None]
+    ) -> None:
         """`body(position, place in the ring, count)` for positions low to stop (exclusive), a tile at a time.
 
-        Tiles end at multiples of TILE, so that the same positions are summed up together whatever else an item has.
+        Tiles end at multiples of `length`, so that the same positions are summed up together whatever else an item has.
         """
-        b, capacity = self.b, self.capacity
+        b = self.b
 
         def lap(start: Value, _: list[Value]) -> None:
-            """The ring once round: positions start .. start + capacity lie in places 0 .. capacity."""
+            """The ring once round: positions from `start` on lie in places from the origin on."""
 
             def tile(whole: Value, _: list[Value]) -> None:
                 p = larger(b, whole, first)
-                body(p, b.sub(p, start), b.sub(smaller(b, b.add(whole, TILE), end), p))
+                place = b.add(ring.origin, b.sub(p, start))
+                body(p, place, b.sub(smaller(b, b.add(whole, length), end), p))
 
-            first, end = larger(b, low, start), smaller(b, stop, b.add(start, capacity))
-            b.loop(b.bit_and(first, -TILE), end, TILE, [], tile)
+            first, end = larger(b, low, start), smaller(b, stop, b.add(start, ring.length))
+            b.loop(b.bit_and(first, -length), end, length, [], tile)
 
-        b.loop(b.sub(low, b.ir.urem(low, capacity)), stop, capacity, [], lap)
+        with b.ir.if_then(b.ir.icmp_signed("<", low, stop)):
+            start = b.sub(low, b.ir.urem(b.sub(low, ring.origin), ring.length))
+            b.loop(start, stop, ring.length, [], lap)
 
 
 def weight(b: Build, s: Value) -> Value:
     """The exponentials of scores from which their maximum was taken. What would be subnormal counts for nothing, but
     would be slow to multiply with; NaN stays."""
-    return b.ir.select(b.ir.fcmp_unordered(">", s, b.splat(-87.0)), exp(b, s), b.zeros())
+    nothing = b.const(s.type, 0.0)
+    return b.ir.select(b.ir.fcmp_unordered(">", s, b.const(s.type, -87.0)), exp(b, s), nothing)
 
 
 def transposed(b: Build, vectors: Sequence[Value]) -> list[Value]:

@@ -2,15 +2,18 @@
 
 A thread works on an *item*: some rows of a run and all query heads of a group, up to `QUERIES` queries that share
 every tile of K and V. The tile is converted to f32 once; then both products are outer products of vectors of queries
-with single elements of K and V, and softmax needs no sum along lanes. The state lies in the thread's scratch, where
-n is the number of queries an item has at most:
+with single elements of K and V, and softmax needs no sum along lanes. Where there are near planes, positions that some
+rows of the item read there, and others in the main planes, are worked on twice, and each time seen by those rows only.
+
+The state lies in the thread's scratch, where n is the number of queries an item has at most:
 
     q      [key size][n]       turned over, times the scale
     out    [value size][n]     weighted sum of V so far
     scores [TILE][n]           of this tile; later their exponentials
-    tile   [TILE][row]         of K, later of V, as f32
+    tile   [TILE][row]         of K, later of V, as f32; out of codes [row][TILE]
     peak, total, fade [1][n]   maximum and sum so far; factor that brings `out` to a new maximum
     first, last [1][n]         visible positions, i32
+    from, to [1][n]            of these the ones in the planes that are worked on
     source, target [n]         addresses of a query, and of its result
 
 Where there are fewer queries, the last one fills up the vectors, and is computed and stored several times.
@@ -19,11 +22,13 @@ Where there are fewer queries, the last one fills up the vectors, and is compute
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 from llvmlite import ir
 
-from ..build import F32, I32, PTR, Target, Value
+from ..build import F32, I32, PTR, Build, Target, Value
+from ..coded import GROUP, UNIT
 from ..math import exp, softcap
 from . import larger, quotient_up, smaller
 from .attend import (
@@ -32,6 +37,9 @@ from .attend import (
     Array,
     Attend,
     Kernel,
+    Plane,
+    Planes,
+    Ring,
     Row,
     arrays,
     declare,
@@ -39,8 +47,43 @@ from .attend import (
     transposed,
     weight,
 )
+from .codes import Codes
 
 QUERIES = 64
+FAR = 1 << 30  # more than any number of positions
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Positions that an item's queries see: from the first to the last that any sees, and between those that all do."""
+
+    low: Value
+    full_low: Value
+    full_high: Value
+    high: Value
+
+
+@dataclass(frozen=True)
+class Sight:
+    """The arrays of the first and last position that a query sees of some planes; and those that all queries see."""
+
+    first: str
+    last: str
+    full_low: Value
+    full_high: Value
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile as f32: where it begins, and bytes from one position, or one dimension, to the next."""
+
+    b: Build
+    start: Value
+    position: int
+    dim: int
+
+    def at(self, position: Value, dim: Value) -> Value:
+        return self.b.at(self.b.at(self.start, self.b.mul(position, self.position)), self.b.mul(dim, self.dim))
 
 
 def most_rows(spec: Attend) -> int:
@@ -51,14 +94,15 @@ def most_rows(spec: Attend) -> int:
 def layout(spec: Attend) -> tuple[dict[str, Array], int]:
     n = padded(most_rows(spec) * spec.share)
     sizes = {"q": (spec.key_size, 4 * n), "out": (spec.value_size, 4 * n), "scores": (TILE, 4 * n)}
-    sizes["tile"] = (TILE, 4 * padded(max(spec.key_size, spec.value_size)))
-    sizes |= {name: (1, 4 * n) for name in ("peak", "total", "fade", "first", "last")}
+    # Where positions lie side by side, a vector of them may begin at any of the last row.
+    sizes["tile"] = (TILE + 1, 4 * padded(max(spec.key_size, spec.value_size)))
+    sizes |= {name: (1, 4 * n) for name in ("peak", "total", "fade", "first", "last", "from", "to")}
     return arrays(sizes | {"source": (n, 8), "target": (n, 8)})
 
 
 def emit_attend_many(module: ir.Module, target: Target, name: str, spec: Attend) -> ir.Function:
     """The function that `attend.declare` describes, for rows that have a neighbour of the same sequence."""
-    function, b = declare(module, target, name)
+    function, b = declare(module, target, name, spec)
     _Many(b, spec, function.args, layout(spec)[0]).run()
     b.ir.ret_void()
     return function
@@ -103,29 +147,51 @@ class _Many(Kernel):
     def item(self, start: Value, count: Value, group: Value) -> None:
         b = self.b
         vectors = quotient_up(b, b.mul(count, self.spec.share), b.i64(b.lanes))
-        low, full_low, full_high, high = self.gather(start, count, group, vectors)
-        keys, values = self.cache(start, group)
-
-        def tile(p: Value, place: Value, count: Value) -> None:
-            self.convert(self.keys, keys, place, count)
-            self.score(count, vectors)
-            end = b.add(p, b.sub(count, 1))
-            inside = b.ir.and_(b.ir.icmp_signed(">=", p, full_low), b.ir.icmp_signed("<=", end, full_high))
-            with b.ir.if_else(inside) as (all_seen, border):
-                for branch, masked in ((all_seen, False), (border, True)):
-                    with branch:
-                        b.loop(0, vectors, 1, [], lambda w, _, m=masked: self.soften(w, p, count, m))
-            self.convert(self.values, values, place, count)
-            self.accumulate(count, vectors)
-
-        self.tiles(low, b.add(high, 1), tile)
+        seen = self.gather(start, count, group, vectors)
+        if self.spec.main:
+            self.of_main(seen, vectors, self.rings(self.main, start, group))
+        if self.spec.near:
+            self.of_near(seen, vectors, self.rings(self.near, start, group))
         b.loop(0, vectors, 1, [], lambda w, _: self.finish(w))
+
+    def of_main(self, seen: Seen, vectors: Value, rings: tuple[Value, Value]) -> None:
+        b, spec = self.b, self.spec
+        low, stop = self.main_stretch(seen.low, b.add(seen.high, 1), seen.high)
+        sight = Sight("first", "last", seen.full_low, seen.full_high)
+        if spec.near:
+            self.bound(vectors, "to", lambda of: b.sub(of("last"), spec.recent))
+            sight = Sight("first", "to", seen.full_low, b.sub(seen.full_high, spec.recent))
+        self.tiles(low, stop, self.main_ring(), TILE, lambda *at: self.tile(self.main, rings, vectors, sight, *at))
+
+    def of_near(self, seen: Seen, vectors: Value, rings: tuple[Value, Value]) -> None:
+        b = self.b
+
+        def kind(which: Value, low: Value, stop: Value, ring: Ring) -> None:
+            """Of the sinks all that the window shows, of the rest the recent ones."""
+            sinks = b.ir.icmp_signed("==", which, b.i64(0))
+            before = b.ir.select(sinks, b.i64(FAR), b.i64(self.spec.recent - 1))
+            narrow = b.splat(b.ir.trunc(before, I32))
+            self.bound(vectors, "from", lambda of: larger(b, of("first"), b.sub(of("last"), narrow)))
+            full_low = larger(b, seen.full_low, b.sub(seen.high, before))
+            sight = Sight("from", "last", full_low, seen.full_high)
+            self.tiles(low, stop, ring, TILE, lambda *at: self.tile(self.near, rings, vectors, sight, *at))
+
+        self.each_near(seen.low, b.add(seen.high, 1), seen.full_high, kind)
+
+    def bound(self, vectors: Value, name: str, make: Callable[[Callable[[str], Value]], Value]) -> None:
+        """The first or last position that a query sees of the planes that are worked on, made of other bounds of it."""
+        b, row = self.b, self.b.i64(0)
+
+        def vector(w: Value, _: list[Value]) -> None:
+            found = make(lambda other: b.load(self.lanes_of(other, row, w), b.vec(I32)))
+            b.store(found, self.lanes_of(name, row, w))
+
+        b.loop(0, vectors, 1, [], vector)
 
     # -- an item's beginning and end --
 
-    def gather(self, start: Value, count: Value, group: Value, vectors: Value) -> list[Value]:
-        """Turns q over and starts every query. Gives the first position seen, those from and to which every query
-        sees all, and the last one seen."""
+    def gather(self, start: Value, count: Value, group: Value, vectors: Value) -> Seen:
+        """Turns q over and starts every query."""
         b, spec = self.b, self.spec
         n = b.mul(count, spec.share)
         head = b.mul(group, spec.share)
@@ -163,7 +229,7 @@ class _Many(Kernel):
             b.store(b.zeros(), self.lanes_of("total", b.i64(0), w))
 
         b.loop(0, vectors, 1, [], vector)
-        return seen
+        return Seen(*seen)
 
     def finish(self, w: Value) -> None:
         """out / total, turned over, to where it belongs."""
@@ -183,29 +249,79 @@ class _Many(Kernel):
 
     # -- a tile --
 
-    def convert(self, row: Row, ring: Value, place: Value, count: Value) -> None:
-        """Positions of K or V to f32."""
+    def tile(
+        self,
+        planes: Planes,
+        rings: tuple[Value, Value],
+        vectors: Value,
+        sight: Sight,
+        p: Value,
+        place: Value,
+        count: Value,
+    ) -> None:
+        """`count` positions from p on, which lie at `place` of the rings."""
         b = self.b
-        first = b.at(ring, b.mul(place, row.stride))
+        self.score(self.convert(planes, planes.keys, rings[0], place, count), count, vectors)
+        end = b.add(p, b.sub(count, 1))
+        inside = b.ir.and_(b.ir.icmp_signed(">=", p, sight.full_low), b.ir.icmp_signed("<=", end, sight.full_high))
+        with b.ir.if_else(inside) as (all_seen, border):
+            for branch, masked in ((all_seen, None), (border, sight)):
+                with branch:
+                    b.loop(0, vectors, 1, [], lambda w, _, m=masked: self.soften(w, p, count, m))
+        self.accumulate(self.convert(planes, planes.values, rings[1], place, count), count, vectors)
+
+    def convert(self, planes: Planes, plane: Plane, ring: Value, place: Value, count: Value) -> Tile:
+        """Positions of K or V to f32."""
+        if isinstance(plane, Codes):
+            return self.decode(plane, ring, planes.capacity, place, count)
+        b = self.b
+        first = plane.at(ring, place)
 
         def position(j: Value, _: list[Value]) -> None:
-            source, to = b.at(first, b.mul(j, row.stride)), self.place("tile", j)
-            row.each(lambda d, partial: row.store(row.load(source, d, partial), to, d))
+            source, to = b.at(first, b.mul(j, plane.stride)), self.place("tile", j)
+            plane.each(lambda d, partial: plane.store(plane.load(source, d, partial), to, d))
 
         b.loop(0, count, 1, [], position)
+        return Tile(b, self.place("tile", b.i64(0)), self.places["tile"].stride, 4)
 
-    def score(self, count: Value, vectors: Value) -> None:
+    def decode(self, codes: Codes, ring: Value, capacity: Value, place: Value, count: Value) -> Tile:
+        """Whole groups of positions; the tile begins where the first one that is wanted lies."""
+        b, layout, row = self.b, codes.layout, 4 * TILE
+        before = b.bit_and(place, GROUP - 1)
+        start, scales = codes.at(ring, place), codes.scales(ring, capacity, place)
+        tile = self.place("tile", b.i64(0))
+
+        def group(g: Value, _: list[Value]) -> None:
+            here, its_scales = b.at(start, b.mul(g, layout.group_bytes)), b.at(scales, b.mul(g, layout.scale_bytes))
+            to = b.at(tile, b.mul(g, 4 * GROUP))
+
+            def block(k: Value, _: list[Value]) -> None:
+                scale = codes.scale(its_scales, k)
+
+                def turn(t: Value, _: list[Value]) -> None:
+                    index = b.add(b.mul(k, codes.turns), t)
+                    units, first = codes.of_turn(here, index), b.at(to, b.mul(index, row * UNIT * codes.turn))
+                    for u in range(codes.turn):
+                        for i, value in enumerate(units.floats(u)):
+                            b.store(b.mul(value, scale), first, row * (UNIT * u + i))
+
+                b.loop(0, codes.turns, 1, [], turn)
+
+            b.loop(0, layout.blocks, 1, [], block)
+
+        b.loop(0, quotient_up(b, b.add(before, count), b.i64(GROUP)), 1, [], group)
+        return Tile(b, b.at(tile, b.mul(before, 4)), 4, row)
+
+    def score(self, tile: Tile, count: Value, vectors: Value) -> None:
         """scores = K q^T of a tile. What is beyond `count`, up to whole blocks, is of no meaning."""
-        b, most, stride = self.b, self.most, self.places["tile"].stride
+        b, most = self.b, self.most
 
         def block(j: Value, _: list[Value]) -> None:
-            keys = self.place("tile", j)
-
             def products(w: Value, width: int) -> None:
                 def add(d: Value, sums: list[Value]) -> list[Value]:
                     xs = self.side_by_side("q", d, w, width)
-                    element = b.at(keys, b.mul(d, 4))
-                    return self.outer(sums, [b.load(element, F32, m * stride, align=4) for m in range(most)], xs)
+                    at = tile.at(j, d)
+                    return self.outer(sums, [b.load(at, F32, m * tile.position, align=4) for m in range(most)], xs)
 
                 sums = b.loop(0, self.spec.key_size, 1, [b.zeros()] * (most * width), add)
                 for m in range(most):
@@ -215,29 +331,32 @@ class _Many(Kernel):
 
         b.loop(0, count, most, [], block)
 
-    def soften(self, w: Value, p: Value, count: Value, masked: bool) -> None:
+    def soften(self, w: Value, p: Value, count: Value, sight: Sight | None) -> None:
         """A vector of queries: scores of a tile that starts at position p become exponentials, relative to the new
-        maximum."""
+        maximum. Without a sight all queries see all of it."""
         b, spec = self.b, self.spec
         zero, floats = b.i64(0), b.vec(F32)
-        first, last = (b.load(self.lanes_of(name, zero, w), b.vec(I32)) for name in ("first", "last"))
-        before = b.load(self.lanes_of("peak", zero, w), floats)
+        ends = (sight.first, sight.last) if sight else ()
+        seen = [b.load(self.lanes_of(name, zero, w), b.vec(I32)) for name in ends]
+        old = b.load(self.lanes_of("peak", zero, w), floats)
 
         def most(j: Value, carried: list[Value]) -> list[Value]:
             at = self.lanes_of("scores", j, w)
             s = b.load(at, floats)
             if spec.softcap is not None:
                 s = softcap(b, s, spec.softcap)
-            if masked:
+            if sight:
                 position = b.splat(b.ir.trunc(b.add(p, j), I32))
-                seen = b.ir.and_(b.ir.icmp_signed(">=", position, first), b.ir.icmp_signed("<=", position, last))
-                s = b.ir.select(seen, s, b.splat(float("-inf")))
-            if masked or spec.softcap is not None:
+                after, before = (
+                    b.ir.icmp_signed(*how) for how in ((">=", position, seen[0]), ("<=", position, seen[1]))
+                )
+                s = b.ir.select(b.ir.and_(after, before), s, b.splat(float("-inf")))
+            if sight or spec.softcap is not None:
                 b.store(s, at)
             return [b.max(s, carried[0])]
 
-        (peak,) = b.loop(0, count, 1, [before], most)
-        fade = exp(b, b.sub(before, peak))
+        (peak,) = b.loop(0, count, 1, [old], most)
+        fade = exp(b, b.sub(old, peak))
 
         def power(j: Value, carried: list[Value]) -> list[Value]:
             at = self.lanes_of("scores", j, w)
@@ -250,28 +369,26 @@ class _Many(Kernel):
         for name, value in (("peak", peak), ("fade", fade), ("total", total)):
             b.store(value, self.lanes_of(name, zero, w))
 
-    def accumulate(self, count: Value, vectors: Value) -> None:
+    def accumulate(self, tile: Tile, count: Value, vectors: Value) -> None:
         """out = out * fade + V^T exponentials, as many columns at a time as stay in registers."""
         b = self.b
 
         def columns(e: Value, n: int) -> None:
-            values = b.at(self.place("tile", b.i64(0)), b.mul(e, 4))
-
-            def products(w: Value, width: int) -> None:
+            def few(w: Value, width: int) -> None:
                 def add(j: Value, sums: list[Value]) -> list[Value]:
                     xs = self.side_by_side("scores", j, w, width)
-                    row = b.at(values, b.mul(j, self.places["tile"].stride))
-                    return self.outer(sums, [b.load(row, F32, 4 * m, align=4) for m in range(n)], xs)
+                    at = tile.at(j, e)
+                    return self.outer(sums, [b.load(at, F32, m * tile.dim, align=4) for m in range(n)], xs)
 
                 # The tile is summed by itself: fewer roundings than adding each position to the whole.
-                tile = b.loop(0, count, 1, [b.zeros()] * (n * width), add)
+                products = b.loop(0, count, 1, [b.zeros()] * (n * width), add)
                 fades = self.side_by_side("fade", b.i64(0), w, width)
                 for m in range(n):
                     old = self.side_by_side("out", b.add(e, m), w, width)
-                    new = tile[m * width : (m + 1) * width]
+                    new = products[m * width : (m + 1) * width]
                     self.store("out", b.add(e, m), w, [b.fma(*ofn) for ofn in zip(old, fades, new, strict=True)])
 
-            self.by_vectors(vectors, products)
+            self.by_vectors(vectors, few)
 
         whole = self.spec.value_size // self.most * self.most
         b.loop(0, whole, self.most, [], lambda e, _: columns(e, self.most))

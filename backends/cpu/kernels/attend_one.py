@@ -1,4 +1,4 @@
-"""Attention of rows that are alone of their sequence, as in decoding: dimensions lie in the lanes of vectors.
+"""Attention of rows that are alone of their sequence, as in decoding.
 
 All positions that all these rows see in all groups are laid end to end and cut into equal *parts*, which threads share,
 so that each byte of K and V is read once. All query heads of a group share what is read. How the parts are cut does not
@@ -7,40 +7,54 @@ there is of it so far is kept, and after a barrier the parts of a group are put 
 
 A thread's scratch, for n heads of a group:
 
-    scores [n][TILE]        of a tile; later their exponentials
+    scores [n][tile]        of a tile; later their exponentials
+    weights [n][tile]       these times the scales of V's codes
     fade   [n]              factor that brings `out` to a new maximum
     out    [n][value]       weighted sum of V so far
     peak, total [n]         maximum and sum so far
 
-`attend_parts` has what is kept of the parts.
+`attend_parts` has what is kept of the parts; `attend_plain` and `attend_codes` have the products with K and V.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from llvmlite import ir
 
 from ..build import F32, I32, Build, Target, Value
+from ..coded import GROUP
 from ..math import exp, softcap
 from . import larger, quotient_up, smaller, split
-from .attend import (
-    LOWEST,
-    TILE,
-    Array,
-    Attend,
-    Kernel,
-    Row,
-    declare,
-    weight,
-)
+from .attend import LOWEST, Array, Attend, Kernel, Planes, Ring, declare, weight
+from .attend_codes import CodedKeys, CodedValues
 from .attend_parts import BEGINS, ENDS, PARTS, Group, State, clear, divide, each_vector, kept, layout, own_layout
+from .attend_plain import PlainKeys, PlainValues, Span
+from .codes import Codes
+
+Pair: TypeAlias = tuple[Value, Value]  # of K and V
+
+
+@dataclass(frozen=True)
+class Source:
+    """Planes, and how products with them are made."""
+
+    planes: Planes
+    keys: PlainKeys | CodedKeys
+    values: PlainValues | CodedValues
+
+    @property
+    def coded(self) -> bool:
+        """Whether positions are read by whole groups."""
+        return isinstance(self.keys, CodedKeys) or isinstance(self.values, CodedValues)
 
 
 def emit_attend_one(module: ir.Module, target: Target, name: str, spec: Attend) -> ir.Function:
     """The function that `attend.declare` describes, for rows that have no neighbour of the same sequence; it has one
     argument more, what is kept of the parts. `emit_merge` makes what has to be called when all threads are through."""
-    function, b = declare(module, target, name, "parts")
+    function, b = declare(module, target, name, spec, "parts")
     _One(b, spec, function.args, own_layout(spec)[0]).run()
     b.ir.ret_void()
     return function
@@ -51,11 +65,23 @@ class _One(Kernel):
         super().__init__(b, spec, args, places)
         self.parts = args[-1]
         self.own = State(b, places, self.scratch, b.i64(0))
+        self.sources = [self.source(self.main)] if spec.main else []
+        if spec.near:
+            self.sources.append(self.source(self.near))
+
+    def source(self, planes: Planes) -> Source:
+        given = (self.b, self.spec, self.own)
+        keys, values, capacity = planes.keys, planes.values, planes.capacity
+        return Source(
+            planes,
+            CodedKeys(*given, keys, capacity) if isinstance(keys, Codes) else PlainKeys(*given, keys),
+            CodedValues(*given, values, capacity) if isinstance(values, Codes) else PlainValues(*given, values),
+        )
 
     def run(self) -> None:
         b = self.b
         total = self.walk(lambda row, first, seen, at: None)
-        size = larger(b, quotient_up(b, total, b.i64(PARTS)), b.i64(TILE))
+        size = larger(b, quotient_up(b, total, b.i64(PARTS)), b.i64(self.spec.tile))
         parts = quotient_up(b, total, size)
         mine = split(b, parts, self.tid, self.threads)
 
@@ -142,179 +168,62 @@ class _One(Kernel):
             b.store(b.f32(0.0), self.own.place("total", h), align=4)
 
         b.loop(0, spec.share, 1, [], head)
-        keys, values = self.cache(group.row, group.group)
+        last = b.sub(b.add(group.first, group.seen), 1)
+        for source in self.sources:
+            rings = self.rings(source.planes, group.row, group.group)
+            source.keys.begin(query)
 
-        def tile(p: Value, place: Value, count: Value) -> None:
-            k = b.at(keys, b.mul(place, self.keys.stride))
-            v = b.at(values, b.mul(place, self.values.stride))
-            self.score(query, k, v, count)
-            b.loop(0, spec.share, 1, [], lambda h, _: self.soften(h, count))
-            self.accumulate(v, count, b.at(k, TILE * self.keys.stride))
+            def stretch(low: Value, stop: Value, ring: Ring, source: Source = source, rings: Pair = rings) -> None:
+                self.tiles(low, stop, ring, spec.tile, lambda _, *where: self.tile(source, rings, *where))
 
-        self.tiles(low, stop, tile)
+            if source.planes is self.main:
+                stretch(*self.main_stretch(low, stop, last), self.main_ring())
+            else:
+                self.each_near(low, stop, last, lambda _, *where, stretch=stretch: stretch(*where))
 
-    def blocks(self, most: int) -> list[tuple[int, int]]:
-        """(first, count): the heads of a group in as few blocks as `most` allows."""
-        return [
-            (first, width) for start, stop, width in even(self.spec.share, most) for first in range(start, stop, width)
-        ]
+    def tile(self, source: Source, rings: Pair, place: Value, count: Value) -> None:
+        """Some positions that follow one another in the rings of K and V."""
+        b, first = self.b, self.b.i64(0)
+        if source.coded:
+            first = b.bit_and(place, GROUP - 1)
+        span = Span(b.sub(place, first), first, b.add(first, count))
+        (keys, values), following = rings, b.add(span.place, self.spec.tile)
+        source.keys.score(keys, span, source.values.coming(values, span.place))
+        b.loop(0, self.spec.share, 1, [], lambda h, _: self.soften(h, span, source.coded))
+        source.values.accumulate(values, span, source.keys.coming(keys, following))
 
-    @property
-    def sums(self) -> int:
-        """Vectors that are summed up in registers."""
-        return 16 if self.b.target.registers == 32 else 8
-
-    def score(self, query: Value, keys: Value, coming: Value, count: Value) -> None:
-        """scores = q K^T of a tile. Beyond `count`, up to whole blocks, positions repeat the last one."""
-        b = self.b
-        blocks = self.blocks(self.sums // 2)
-        positions = 4 if 4 * blocks[0][1] <= self.sums else 2
-        span = positions * self.values.stride
-
-        def block(j: Value, _: list[Value]) -> None:
-            last = b.sub(count, 1)
-            rows = [b.at(keys, b.mul(smaller(b, b.add(j, i), last), self.keys.stride)) for i in range(positions)]
-            ask = b.at(coming, b.mul(j, self.values.stride))
-            for first, n in blocks:
-                self.products(query, first, n, rows, b.mul(j, 4), (ask, span) if first == 0 else None)
-
-        b.loop(0, count, positions, [], block)
-
-    def products(
-        self, query: Value, first: int, n: int, rows: list[Value], column: Value, ask: tuple[Value, int] | None
-    ) -> None:
-        """The scores of n heads and a few positions."""
-        b, queries = self.b, Row(self.b, "f32", self.spec.key_size)
-        starts = [b.at(query, (first + i) * queries.stride) for i in range(n)]
-
-        def add(d: int | Value, sums: list[Value], partial: bool = False) -> list[Value]:
-            self.ask(ask, d, queries.whole)
-            ks = [self.keys.load(row, d, partial) for row in rows]
-            xs = [queries.load(start, d, partial) for start in starts]
-            return [b.fma(xs[i // len(ks)], ks[i % len(ks)], total) for i, total in enumerate(sums)]
-
-        sums = b.loop(0, queries.whole, 1, [b.zeros()] * (n * len(rows)), add)
-        if queries.tail:
-            sums = add(queries.whole, sums, True)
-        for start in range(0, len(sums), 4):
-            some = sums[start : start + 4]
-            four = b.mul(reduce_four(b, some + some[:1] * (4 - len(some))), self.spec.scale)
-            for i in range(0, len(some), len(rows)):
-                head = first + (start + i) // len(rows)
-                b.store(b.slice(four, i, len(rows)), self.place("scores", b.i64(head)), column)
-
-    def soften(self, head: Value, count: Value) -> None:
-        """A head's scores of a tile become exponentials, relative to the new maximum."""
-        b, spec, lanes = self.b, self.spec, self.b.lanes
-        counting, stop = b.const(b.vec(I32), list(range(lanes))), b.splat(b.ir.trunc(count, I32))
-        scores = self.place("scores", head)
+    def soften(self, head: Value, span: Span, grouped: bool) -> None:
+        """A head's scores of a tile become exponentials, relative to the new maximum. Where K or V come in groups, all
+        positions of these that are not in the tile become zeros."""
+        b, spec, lanes = self.b, self.spec, GROUP if grouped else self.b.lanes
+        counting, floats = b.const(b.vec(I32, lanes), list(range(lanes))), b.vec(F32, lanes)
+        first, stop = (b.splat(b.ir.trunc(end, I32), lanes) for end in (span.first, span.stop))
+        scores, start = self.place("scores", head), b.bit_and(span.first, -lanes)
 
         def cap(j: Value, carried: list[Value]) -> list[Value]:
-            s = b.load(scores, b.vec(F32), b.mul(j, 4))
+            s = b.load(scores, floats, b.mul(j, 4))
             if spec.softcap is not None:
                 s = softcap(b, s, spec.softcap)
-            there = b.ir.icmp_signed("<", b.add(counting, b.splat(b.ir.trunc(j, I32))), stop)
-            s = b.ir.select(there, s, b.splat(float("-inf")))
+            at = b.add(counting, b.splat(b.ir.trunc(j, I32), lanes))
+            there = b.ir.icmp_signed("<", at, stop)
+            if grouped:
+                there = b.ir.and_(there, b.ir.icmp_signed(">=", at, first))
+            s = b.ir.select(there, s, b.splat(float("-inf"), lanes))
             b.store(s, scores, b.mul(j, 4))
             return [b.max(s, carried[0])]
 
-        (peaks,) = b.loop(0, count, lanes, [b.splat(LOWEST)], cap)
+        (peaks,) = b.loop(start, span.stop, lanes, [b.splat(LOWEST, lanes)], cap)
         before = b.load(self.own.place("peak", head), F32)
         peak = b.max(b.reduce_max(peaks), before)
         fade = exp(b, b.sub(before, peak))
 
         def power(j: Value, carried: list[Value]) -> list[Value]:
-            e = weight(b, b.sub(b.load(scores, b.vec(F32), b.mul(j, 4)), b.splat(peak)))
+            e = weight(b, b.sub(b.load(scores, floats, b.mul(j, 4)), b.splat(peak, lanes)))
             b.store(e, scores, b.mul(j, 4))
             return [b.add(carried[0], e)]
 
-        (sums,) = b.loop(0, count, lanes, [b.zeros()], power)
+        (sums,) = b.loop(start, span.stop, lanes, [b.zeros(lanes)], power)
         total = b.fma(b.load(self.own.place("total", head), F32), fade, b.reduce_add(sums))
         for at, value in ((self.own.place("peak", head), peak), (self.own.place("total", head), total)):
             b.store(value, at, align=4)
         b.store(fade, self.place("fade", head), align=4)
-
-    def accumulate(self, values: Value, count: Value, coming: Value) -> None:
-        """out = out * fade + exponentials V, as many columns at a time as stay in registers."""
-        for first, n in self.blocks(self.sums // 2):
-            self.of_heads(values, count, first, n, coming if first == 0 else None)
-
-    def of_heads(self, values: Value, count: Value, first: int, n: int, coming: Value | None) -> None:
-        """The same for n heads from the first on."""
-        row = self.values
-
-        def some(e: Value, width: int, partial: bool = False) -> None:
-            self.columns(values, count, first, n, e, width, coming, partial)
-
-        for start, stop, width in even(row.whole, min(8, self.sums // n)):
-            self.b.loop(start, stop, width, [], lambda e, _, w=width: some(e, w))
-        if row.tail:
-            some(self.b.i64(row.whole), 1, True)
-
-    def columns(
-        self,
-        values: Value,
-        count: Value,
-        first: int,
-        n: int,
-        e: Value,
-        width: int,
-        coming: Value | None,
-        partial: bool,
-    ) -> None:
-        """`width` vectors of columns from number e on, of n heads."""
-        b, row = self.b, self.values
-        weights = [self.place("scores", b.i64(first + i)) for i in range(n)]
-
-        def add(j: Value, sums: list[Value]) -> list[Value]:
-            at = b.at(values, b.mul(j, row.stride))
-            if coming is not None:
-                self.ask((b.at(coming, b.mul(j, self.keys.stride)), self.keys.stride), e, row.whole, width)
-            vs = [row.load(at, b.add(e, c), partial) for c in range(width)]
-            ps = [b.splat(b.load(w, F32, b.mul(j, 4))) for w in weights]
-            return [b.fma(ps[i // width], vs[i % width], total) for i, total in enumerate(sums)]
-
-        # The tile is summed by itself: fewer roundings than adding each position to the whole.
-        tile = b.loop(0, count, 1, [b.zeros()] * (n * width), add)
-        for i in range(n):
-            fade = b.splat(b.load(self.place("fade", b.i64(first + i)), F32))
-            for c in range(width):
-                at = b.at(self.own.place("out", b.i64(first + i)), b.mul(b.add(e, c), 4 * b.lanes))
-                b.store(b.fma(b.load(at, b.vec(F32)), fade, tile[i * width + c]), at)
-
-    def ask(self, what: tuple[Value, int] | None, part: int | Value, parts: int, count: int = 1) -> None:
-        """Prefetch `count` of the `parts` of so many bytes. Each byte is used once, from memory: V had better arrive
-        while scores are made, and the next tile's K while V is multiplied."""
-        if what is not None and parts and not isinstance(part, int):
-            span = -(-what[1] // parts)
-            self.b.prefetch(what[0], self.b.mul(part, span), span * count)
-
-
-def even(n: int, most: int) -> list[tuple[int, int, int]]:
-    """(first, last, width): n things in as few parts as `most` allows, equal or the wider ones first."""
-    parts = -(-n // most)
-    if parts == 0:
-        return []
-    width, wide = divmod(n, parts)
-    middle = wide * (width + 1)
-    return [r for r in ((0, middle, width + 1), (middle, n, width)) if r[0] < r[1]]
-
-
-def reduce_four(b: Build, vectors: Sequence[Value]) -> Value:
-    """The sums of the lanes of four vectors, as one vector of four: shuffles within 128 bits come first."""
-
-    def pick(x: Value, y: Value, which: Sequence[int]) -> Value:
-        """From every four lanes of x (0 to 3) and y (4 to 7)."""
-        n = x.type.count
-        lanes = [base + (i if i < 4 else n + i - 4) for base in range(0, n, 4) for i in which]
-        return b.shuffle(x, lanes, y)
-
-    def pair(x: Value, y: Value, low: Sequence[int], high: Sequence[int]) -> Value:
-        return b.add(pick(x, y, low), pick(x, y, high))
-
-    w, x, y, z = vectors
-    wx, yz = (pair(*two, (0, 4, 1, 5), (2, 6, 3, 7)) for two in ((w, x), (y, z)))
-    total = pair(wx, yz, (0, 1, 4, 5), (2, 3, 6, 7))
-    while (n := total.type.count // 2) >= 4:
-        total = b.add(b.slice(total, 0, n), b.slice(total, n, n))
-    return total

@@ -16,7 +16,7 @@ from llvmlite import ir
 
 from ..build import F32, I64, PTR, VOID, Build, Target, Value
 from ..math import exp
-from .attend import LOWEST, TILE, Array, Attend, Row, arrays, padded
+from .attend import LOWEST, Array, Attend, Row, arrays, padded
 
 PARTS = 64  # at most: more would have more to put together, fewer leave threads without work
 BEGINS, ENDS = range(2)  # which group of a part: that it begins in, with positions of earlier parts; that it ends in
@@ -30,7 +30,8 @@ def layout(spec: Attend) -> tuple[dict[str, Array], int]:
 
 def own_layout(spec: Attend) -> tuple[dict[str, Array], int]:
     """A thread's scratch."""
-    return arrays({"scores": (spec.share, 4 * TILE), "fade": (spec.share, 4)} | state(spec, spec.share))
+    sizes = {name: (spec.share, 4 * spec.tile) for name in ("scores", "weights")}
+    return arrays(sizes | {"fade": (spec.share, 4)} | state(spec, spec.share))
 
 
 def state(spec: Attend, n: int) -> dict[str, tuple[int, int]]:
