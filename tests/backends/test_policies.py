@@ -69,7 +69,7 @@ def test_a_prompt_in_chunks_and_tokens_one_by_one(name, kv):
 @pytest.mark.parametrize("kv", ONCE)
 def test_keys_and_values_kept_once(kv):
     name = "gemma4_moe"
-    assert error(opened(name, kv).logits(tokens(40)), wanted(name, kv, 40)) < 1e-5 if "f32" in kv else TIES
+    assert error(opened(name, kv).logits(tokens(40)), wanted(name, kv, 40)) < (1e-5 if "f32" in kv else TIES)
     if kv == ONCE[0]:
         assert error(wanted(name, kv, 40), wanted(name, "f32", 40)) < 1e-5
 
