@@ -26,6 +26,29 @@ class Score:
     perplexity: float
 
 
+@dataclass(frozen=True)
+class Positions:
+    """The same of every position, one by one.
+
+    surprise: float64[N], -log p of the right token, in nats. kl: float64[N], KL(own || these), in nats. top: int64[N],
+    the likeliest token. Rounding may leave a divergence of zero a little below it.
+    """
+
+    surprise: Array
+    kl: Array
+    top: Array
+
+    def score(self, own: Positions) -> Score:
+        """Over all of them, `own` being those of the model's own logits."""
+        kl, agreement = float(np.mean(self.kl)), float(np.mean(own.top == self.top))
+        return Score(max(kl, 0.0) if math.isfinite(kl) else math.inf, agreement, _exp(float(np.mean(self.surprise))))
+
+
+def joined(parts: Sequence[Positions]) -> Positions:
+    """Positions after one another."""
+    return Positions(*(np.concatenate([getattr(part, f) for part in parts]) for f in ("surprise", "kl", "top")))
+
+
 class _Tally:
     """What is kept of the logits seen so far: per position the largest and where, the sum of exps, the right one's."""
 
@@ -57,13 +80,15 @@ class _Tally:
         found: Array = self.largest + np.log(self.total)
         return found
 
-    @property
-    def perplexity(self) -> float:
-        return _exp(float(np.mean(self.log_total - self.right)))
-
 
 def scores(parts: Iterable[Sequence[Array]], targets: Sequence[int] | Array) -> list[Score]:
-    """Each set of logits against the first, which is the model's own.
+    """Each set of logits against the first, which is the model's own: `positions` of these arguments, in one number."""
+    found = positions(parts, targets)
+    return [each.score(found[0]) for each in found]
+
+
+def positions(parts: Iterable[Sequence[Array]], targets: Sequence[int] | Array) -> list[Positions]:
+    """Each set of logits against the first, which is the model's own, at every position.
 
     parts: for one range of token ids after the other, logits [positions, ids] of every set. targets: the right
     next token of every position.
@@ -79,17 +104,17 @@ def scores(parts: Iterable[Sequence[Array]], targets: Sequence[int] | Array) -> 
             shares, faded = tallies[0].take(own, start)
             for place, other in enumerate(others, 1):
                 tallies[place].take(other, start)
-                gaps[place] = gaps[place] * faded + np.einsum("pi,pi->p", shares, own - other)
+                gap = (shares * (own - other)).sum(axis=1, dtype=np.float64)
+                gaps[place] = gaps[place] * faded + gap
         start += own.shape[1]
     with np.errstate(all="ignore"):
-        return [_score(tallies[0], tally, gap) for tally, gap in zip(tallies, gaps, strict=True)]
+        return [_positions(tallies[0], tally, gap) for tally, gap in zip(tallies, gaps, strict=True)]
 
 
-def _score(own: _Tally, other: _Tally, gap: Array) -> Score:
+def _positions(own: _Tally, other: _Tally, gap: Array) -> Positions:
     """KL = E[own - other] + log sum exp(other) - log sum exp(own), the expectation by the own distribution."""
-    kl = float(np.mean(gap / own.total + other.log_total - own.log_total))
-    agreement = float(np.mean(own.top == other.top))
-    return Score(max(kl, 0.0) if math.isfinite(kl) else math.inf, agreement, other.perplexity)
+    kl = gap / own.total + other.log_total - own.log_total
+    return Positions(other.log_total - other.right, kl, other.top)
 
 
 def _exp(value: float) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from briolette.backends.base import PREFILL
 from briolette.backends.cpu import ceilings
@@ -14,6 +14,7 @@ from briolette.backends.cpu.ceilings import Ceilings
 from briolette.compiler.errors import BrioletteError
 from briolette.engine.gguf import GgufFile
 from briolette.engine.model import context_length, load
+from briolette.engine.telling import Telling
 from briolette.engine.words import many
 
 from .measure import Case, Result, Subject, measure
@@ -22,21 +23,6 @@ from .peer import Peer
 from .profile import Spent, profile
 from .synthetic import Synthetic
 from .wanted import Wanted
-
-
-class Progress(Protocol):
-    """Told (done, wanted); closed at the end."""
-
-    def __call__(self, done: int, wanted: int) -> None: ...
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Telling:
-    """How a person sees that something goes on: what takes a moment, and what has steps to count."""
-
-    busy: Callable[[str], AbstractContextManager[None]]
-    bar: Callable[[str], Progress]
 
 
 @dataclass

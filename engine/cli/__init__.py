@@ -4,10 +4,20 @@ Only typer is imported here; each command imports what it needs when it is calle
 mistakes in the arguments answer at once.
 """
 
-from . import ablate, bench, compare, generate, look, plan, report, trace  # the order of the commands in the help
+from . import (
+    ablate,
+    bench,
+    compare,
+    evaluate,
+    generate,
+    look,
+    plan,
+    report,
+    trace,
+)  # the order of the commands in the help
 from .app import app
 
-__all__ = ["ablate", "app", "bench", "compare", "generate", "look", "main", "plan", "report", "trace"]
+__all__ = ["ablate", "app", "bench", "compare", "evaluate", "generate", "look", "main", "plan", "report", "trace"]
 
 
 def main() -> None:

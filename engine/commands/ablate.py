@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from pathlib import Path
 from typing import Any
 
 from briolette.backends.base import Weights
@@ -19,6 +18,7 @@ from briolette.engine.tokenizer import Tokenizer
 from briolette.engine.words import ids_of
 
 from .terminal import Bar, note, result, result_json, table
+from .texts import text_of
 
 TOKENS = 12  # so many answer in a few seconds on a small model; more tell more
 NARROWEST = 60  # columns
@@ -71,19 +71,7 @@ def token_list(file: GgufFile, text: str | None, ids: str | None) -> list[int]:
     if ids is not None:
         return ids_of(ids, "--ids")
     assert text is not None
-    content = _read(text)
-    return Tokenizer.from_gguf(file).encode(content)
-
-
-def _read(path: str) -> str:
-    if path == "-":
-        return sys.stdin.read()
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as problem:
-        raise BrioletteError(f"cannot read the text file {path}: {problem.strerror}") from None
-    except UnicodeDecodeError:
-        raise BrioletteError(f"the text file {path} is not UTF-8 text; save it as UTF-8") from None
+    return Tokenizer.from_gguf(file).encode(text_of(text))
 
 
 # --- what is shown -------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from briolette.compiler.pipeline import front
 from briolette.engine.available import available_memory
 from briolette.engine.backends import backend_named
 from briolette.engine.bench.host import machine
-from briolette.engine.bench.run import Telling, run
+from briolette.engine.bench.run import run
 from briolette.engine.bench.show import (
     SHARES,
     ceiling_lines,
@@ -28,9 +28,7 @@ from briolette.engine.memory import Planner
 from briolette.engine.model import architecture, options_for
 from briolette.engine.words import size
 
-from .terminal import Bar, busy, note, result, result_json, table
-
-TELLING = Telling(busy, lambda message: Bar(message, least=1))
+from .terminal import TELLING, busy, note, result, result_json, table
 
 
 def bench(

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from typing import IO, Any
 
+from briolette.engine.telling import Telling
+
 PATIENCE = 0.5  # seconds before a person is told what takes so long
 
 
@@ -104,6 +106,9 @@ class Bar:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+
+TELLING = Telling(busy, lambda message: Bar(message, least=1))
 
 
 def table(rows: list[list[str]], right: str = "") -> str:

@@ -32,7 +32,7 @@ from briolette.engine.bench.synthetic import random_blocks, repeated, stored_byt
 from briolette.engine.bench.wanted import Wanted
 from briolette.engine.bench.work import Work
 from briolette.engine.cli import app
-from briolette.engine.commands.bench import TELLING
+from briolette.engine.commands.terminal import TELLING
 from briolette.engine.gguf import open_gguf
 from briolette.engine.model import architecture
 from briolette.spec import syntax

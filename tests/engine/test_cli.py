@@ -20,7 +20,9 @@ from briolette.engine.cli import app
 from briolette.engine.commands import generate
 
 ORACLE = Path(__file__).resolve().parents[1] / "oracle" / "models" / "gemma4_e2b.gguf"
-COMMANDS = ("run", "chat", "inspect", "plan", "bench", "show", "diff", "trace", "ablate", "report", "fmt", "specs")
+COMMANDS = (
+    *("run", "chat", "inspect", "plan", "bench", "eval", "show", "diff", "trace", "ablate", "report", "fmt", "specs"),
+)
 
 
 def briolette(*args: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:

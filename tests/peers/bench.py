@@ -23,11 +23,12 @@ from briolette.engine.bench.chart import Panel, Point, figure
 from briolette.engine.bench.host import machine, versions
 from briolette.engine.bench.measure import Result
 from briolette.engine.bench.peer import script_of
-from briolette.engine.bench.run import Measured, Telling, run
+from briolette.engine.bench.run import Measured, run
 from briolette.engine.bench.show import measured_json, shares
 from briolette.engine.bench.wanted import Wanted
 from briolette.engine.gguf import open_gguf
 from briolette.engine.model import context_length, cores
+from briolette.engine.telling import Telling
 from briolette.engine.words import many
 
 ROOT = Path(__file__).resolve().parents[2]
