@@ -15,24 +15,14 @@ from briolette.compiler.plan import Plan, base, writes_cache
 from briolette.compiler.views import view_of
 
 from .build import I64, PTR, VOID, Build, Target, Value
+from .context import FIELDS, OF_OTHERS
 from .describe import in_order, kernel_key, linear_spec, quantised, row_shape, row_stride, rows_spec, tiling
 from .kernels import attend, attend_many, attend_one, attend_parts, experts, linear, packed, rows, small
-from .profile import Marks, Unmarked
-from .runtime_ir import FIELDS, OF_OTHERS, emit_barrier
+from .marks import Marks, Unmarked
+from .record import Plane
+from .runtime_ir import emit_barrier
 
 PAGE = 4096
-
-
-@dataclass(frozen=True)
-class Plane:
-    """A K or V plane of the KV cache: [heads, capacity, size] of dtype, read with a window or without."""
-
-    slot: int
-    plane: str
-    heads: int
-    size: int
-    dtype: str
-    window: int | None
 
 
 @dataclass(frozen=True)

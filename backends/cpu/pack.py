@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numpy.typing import NDArray
 
-from briolette.compiler.dims import evaluate
 from briolette.compiler.errors import BrioletteError
-from briolette.compiler.ir import Node
-from briolette.compiler.opset.matrices import TILE
+from briolette.compiler.tiles import TILE
 
-from ..base import Weights, stored_bytes
-from .build import Target
-from .jit import Library, cached_object, compile_object, object_key
-from .packing import Packing, emit_pack, packing
+from .. import formats
+from ..base import Weights
+from .jit import Library, compile_object
+from .packing import Packing, packing
+from .record import Stored
+from .store import kept, key_of
+from .target import Target
 
 CACHE_LINE = 64
 STRIPE = 16 << 20  # bytes of a tensor packed before the file's pages of it are given back
@@ -34,20 +33,24 @@ def aligned(count: int, dtype: type = np.uint8, align: int = CACHE_LINE) -> NDAr
     return raw[start : start + size].view(dtype)
 
 
-def whole(weights: Weights, item: Node) -> NDArray[np.uint8]:
-    """A tensor's bytes. Raises BrioletteError where they are not those of a `weight` node."""
-    stored, wanted = weights.stored(item["name"]), stored_bytes(item)
-    if stored.nbytes != wanted or not stored.flags.c_contiguous:
-        raise BrioletteError(
-            f"tensor {item['name']} has {stored.nbytes} bytes; {item.type} needs {wanted}, in one piece"
-        )
-    return stored
+def whole(weights: Weights, item: Stored) -> NDArray[np.uint8]:
+    """A tensor's bytes. Raises BrioletteError where they are not those that programs were made for."""
+    found = weights.stored(item.name)
+    if found.nbytes != item.file_bytes or not found.flags.c_contiguous:
+        wanted = f"{list(item.shape)} {item.format} needs {item.file_bytes}"
+        raise BrioletteError(f"tensor {item.name} has {found.nbytes} bytes; {wanted}, in one piece")
+    return found
 
 
-def packed_bytes(item: Node) -> int:
-    """What a `weight` node takes when it is packed."""
-    *rows, columns = (evaluate(size, {}) for size in item.shape)
-    return packing(item.type.dtype, columns).row_bytes(columns) * math.prod(rows)
+def decoded(weights: Weights, item: Stored) -> NDArray[np.float32]:
+    """A tensor as f32, in its shape."""
+    rows = whole(weights, item).reshape(item.rows, -1)
+    return np.ascontiguousarray(formats.decode(item.format, rows).reshape(item.shape))
+
+
+def packed_bytes(item: Stored) -> int:
+    """What a tensor takes when it is packed."""
+    return packing(item.format, item.columns).row_bytes(item.columns) * item.rows
 
 
 class Packed:
@@ -62,18 +65,16 @@ class Packed:
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays.values())
 
-    def address_of(self, item: Node) -> int:
-        """Where the packed form of a `weight` node lies."""
-        name = item["name"]
-        if name not in self.arrays:
-            self.arrays[name] = self._pack(item)
-        return int(self.arrays[name].ctypes.data)
+    def address_of(self, item: Stored) -> int:
+        """Where the packed form of a tensor lies."""
+        if item.name not in self.arrays:
+            self.arrays[item.name] = self._pack(item)
+        return int(self.arrays[item.name].ctypes.data)
 
-    def _pack(self, item: Node) -> NDArray[Any]:
+    def _pack(self, item: Stored) -> NDArray[Any]:
         stored = whole(self.weights, item)
-        *rows, columns = (evaluate(size, {}) for size in item.shape)
-        how = packing(item.type.dtype, columns)
-        tiles, units = int(np.prod(rows)) // TILE, columns // how.elements
+        how = packing(item.format, item.columns)
+        tiles, units = item.rows // TILE, item.columns // how.elements
         made = aligned(packed_bytes(item))
         function = SIGNATURE(self._library(how).address("pack"))
         stripe = max(self.threads, STRIPE * tiles // max(1, stored.nbytes))
@@ -86,7 +87,7 @@ class Packed:
                     function(stored.ctypes.data, made.ctypes.data, ends[index], ends[index + 1], units)
 
                 list(pool.map(part, range(self.threads)))
-                self.weights.forget(item["name"])  # now, so that a large tensor is never twice in memory
+                self.weights.forget(item.name)  # now, so that a large tensor is never twice in memory
         return made
 
     def _library(self, how: Packing) -> Library:
@@ -94,11 +95,9 @@ class Packed:
         if name not in self.libraries:
 
             def compile() -> bytes:
-                module = ir.Module()
-                module.triple = self.target.triple
-                emit_pack(module, self.target, "pack", how)
-                return compile_object(module, self.target)
+                from .pack_ir import pack_module
 
-            key = object_key(self.target, ["pack", name])
-            self.libraries[name] = Library(cached_object(key, compile), self.target)
+                return compile_object(pack_module(self.target, how), self.target)
+
+            self.libraries[name] = Library(kept(f"{key_of(self.target, ['pack', name])}.o", compile), self.target)
         return self.libraries[name]

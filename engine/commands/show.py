@@ -13,7 +13,8 @@ from briolette.compiler.pipeline import STAGES, Trace, form_named, front, optimi
 from briolette.compiler.plan import plan
 from briolette.compiler.text import print_module
 from briolette.engine.gguf import open_gguf
-from briolette.engine.model import architecture, options_for
+from briolette.engine.model import options_for
+from briolette.engine.source import architecture
 from briolette.engine.subjects import is_architecture, parted, sized, stage_named
 
 from .terminal import busy, colours, result, result_json, table
@@ -54,7 +55,7 @@ def show(
     trace = Trace()
     with busy("compiling"):
         module = front(tree, header, trace)
-        engine = options_for(header, module, kv, None, context, chunk)
+        engine = options_for(header, kv, None, context, chunk)
         if stats or memory or stage not in trace.modules:
             module = optimise(module, replace(wanted, cache=engine.cache), trace)
     rows = 1 if form == "decode" else engine.chunk
