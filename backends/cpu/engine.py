@@ -40,6 +40,7 @@ class _Group:
         self.addresses = {name: library.address(name) for name in record.results}
         self.arena = aligned(record.arena)
         self.scratch = aligned(record.scratch_bytes(engine.options.threads))
+        engine.packed.make(weight for weight in record.weights if weight.how == "pack")
         self.weights = np.array([engine.address_of(w) for w in record.weights], np.uint64)
         self.fields = {
             "arena": self.arena.ctypes.data,

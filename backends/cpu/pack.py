@@ -1,9 +1,11 @@
-"""Packs weights when they are loaded: native code, all threads, one tensor after the other."""
+"""Packs weights when they are loaded: native code, on all threads."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from .store import kept, key_of
 from .target import Target
 
 CACHE_LINE = 64
-STRIPE = 16 << 20  # bytes of a tensor packed before the file's pages of it are given back
+STRIPE = 8 << 20  # bytes of a tensor that a thread packs before the file's pages of it are given back
 SIGNATURE = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3)
 
 
@@ -54,7 +56,7 @@ def packed_bytes(item: Stored) -> int:
 
 
 class Packed:
-    """The packed weights of a model; each is made when it is first asked for."""
+    """The packed weights of a model; each is made once."""
 
     def __init__(self, weights: Weights, target: Target, threads: int):
         self.weights, self.target, self.threads = weights, target, threads
@@ -65,30 +67,38 @@ class Packed:
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays.values())
 
+    def make(self, items: Iterable[Stored]) -> None:
+        """Packs what is not packed yet: stripes of one tensor, and small tensors, side by side."""
+        made: dict[str, NDArray[Any]] = {}
+        stripes: list[Callable[[], None]] = []
+        for item in items:
+            if item.name not in self.arrays and item.name not in made:
+                made[item.name] = aligned(packed_bytes(item))
+                stripes += self._stripes(item, made[item.name])
+        if stripes:
+            with ThreadPoolExecutor(self.threads) as pool:  # ctypes lets go of the interpreter's lock
+                for _ in pool.map(lambda stripe: stripe(), stripes):
+                    pass
+        self.arrays |= made
+
     def address_of(self, item: Stored) -> int:
         """Where the packed form of a tensor lies."""
-        if item.name not in self.arrays:
-            self.arrays[item.name] = self._pack(item)
         return int(self.arrays[item.name].ctypes.data)
 
-    def _pack(self, item: Stored) -> NDArray[Any]:
-        stored = whole(self.weights, item)
-        how = packing(item.format, item.columns)
+    def _stripes(self, item: Stored, made: NDArray[Any]) -> Iterator[Callable[[], None]]:
+        """What packs a tensor, in parts that threads may share."""
+        stored, how = whole(self.weights, item), packing(item.format, item.columns)
         tiles, units = item.rows // TILE, item.columns // how.elements
-        made = aligned(packed_bytes(item))
         function = SIGNATURE(self._library(how).address("pack"))
-        stripe = max(self.threads, STRIPE * tiles // max(1, stored.nbytes))
-        with ThreadPoolExecutor(self.threads) as pool:  # ctypes lets go of the interpreter's lock
-            for start in range(0, tiles, stripe):
-                count = min(stripe, tiles - start)
-                ends = [start + count * part // self.threads for part in range(self.threads + 1)]
+        addresses = stored.ctypes.data, made.ctypes.data
 
-                def part(index: int, ends: list[int] = ends) -> None:
-                    function(stored.ctypes.data, made.ctypes.data, ends[index], ends[index + 1], units)
+        def pack(start: int, end: int) -> None:
+            function(*addresses, start, end, units)
+            self.weights.forget(item.name)  # now, so that a large tensor is never twice in memory
 
-                list(pool.map(part, range(self.threads)))
-                self.weights.forget(item.name)  # now, so that a large tensor is never twice in memory
-        return made
+        step = max(1, STRIPE * tiles // max(1, stored.nbytes))
+        for start in range(0, tiles, step):
+            yield partial(pack, start, min(start + step, tiles))
 
     def _library(self, how: Packing) -> Library:
         name = f"{how.blocks} {how.format.name}"

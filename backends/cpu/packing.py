@@ -11,7 +11,7 @@ even, such as 11 of q6_k, units are smaller, and what their last word lacks is l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from briolette.compiler.tiles import BLOCK, TILE
 
@@ -137,6 +137,7 @@ class Packing:
         return high.name if high is not None and high.run == 1 else None
 
 
+@cache
 def packing(format: str, columns: int) -> Packing:
     """How weights of a format, one of `PACKED`, with rows of so many columns are packed."""
     ways = [Packing(FORMATS[format], blocks) for blocks in (1, 2, 4)]

@@ -250,7 +250,7 @@ def test_bytes_are_moved_and_none_is_made(format, target):
     stored = p.tensors["w"][1]
     forgotten: list[str] = []
     made = Packed(Weights(lambda name: p.tensors[name][1], forgotten.append), target, threads=2)
-    made.address_of(weight)
+    made.make([weight])
     assert made.nbytes == stored.nbytes
     assert forgotten == ["w"]
     wanted = packed_by_numpy(format, stored.reshape(3 * TILE, formats.row_bytes(format, 1024)))
@@ -266,7 +266,7 @@ def test_rows_that_do_not_come_out_even_are_filled_up(format, columns, unit):
     p.weight("w", TILE, columns, format=format)
     weight = Stored("w", "pack", format, (TILE, columns))
     made = Packed(p.weights, HOST, threads=2)
-    made.address_of(weight)
+    made.make([weight])
     how = packing(format, columns)
     assert how.bytes == unit
     assert made.nbytes == packed_bytes(weight) == TILE * unit * (columns // how.elements)
