@@ -111,12 +111,14 @@ class StringArray(_FileArray[str]):
     @property
     def offsets(self) -> NDArray[np.int64]:
         """Where the bytes of each string begin in `raw`."""
-        return self._starts - (self._starts[0] - 8)
+        found: NDArray[np.int64] = self._starts - (self._starts[0] - 8)
+        return found
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """How many bytes each string has."""
-        return np.diff(self._starts, append=self.end + 8) - 8
+        found: NDArray[np.int64] = np.diff(self._starts, append=self.end + 8) - 8
+        return found
 
     def raw(self) -> memoryview:
         """The array as it lies in the file: for each string its length as a u64, then its bytes."""

@@ -39,9 +39,11 @@ class ModelSource(Source):
         return self.header.architecture or self.tree.name
 
     def _unrolled(self) -> Module:
+        from briolette.compiler.garbage import uncollected
         from briolette.compiler.pipeline import front
 
-        return front(self.tree, self.header)
+        with uncollected():
+            return front(self.tree, self.header)
 
 
 def source_of(spec: str | Path | Architecture | None, header: Header) -> ModelSource:

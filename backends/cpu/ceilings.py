@@ -54,7 +54,7 @@ class Ceilings:
 def measure(threads: int, target: Target | None = None) -> Ceilings:
     """The ceilings of this machine for so many threads; takes about half a second."""
     target = target or Target.host()
-    library = Library(kept(f"{key_of(target, ['ceilings'])}.o", lambda: code(target)), target)
+    library = Library([kept(f"{key_of(target, ['ceilings'])}.o", lambda: code(target))], target)
     run = {name: SIGNATURE(library.address(name)) for name in KERNELS}
     near = [aligned(NEAR) for _ in range(threads)]
     with ThreadPoolExecutor(threads) as pool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from llvmlite import ir
+
 from briolette.compiler.dims import product
+from briolette.compiler.garbage import uncollected
 from briolette.compiler.ir import Module, Node, topological
 from briolette.compiler.pipeline import Form, form_named, optimise
 from briolette.compiler.plan import Plan, plan
@@ -15,9 +18,9 @@ from briolette.compiler.views import view_of
 
 from ..base import Options
 from ..reading import looked_up, token_ids, vocabulary_of
-from .emit import Emitter, layout_of
+from .codegen import compiled
+from .emit import KERNEL, Emitter, layout_of
 from .groups import GROUPS, rows_of
-from .jit import compile_object
 from .kernels.packed import FEW, ROWS
 from .marks import emit_clock
 from .packing import PACKED
@@ -58,10 +61,12 @@ class Compilation:
     def plans(self, group: str, options: Options) -> dict[str, Plan]:
         return {program: self.plan(program, options) for program in GROUPS[group]}
 
+    @uncollected()
     def record(self, group: str, options: Options) -> Record:
         return record_of(self.module, self.plans(group, options), self.target)
 
-    def code(self, group: str, options: Options, profiled: bool = False) -> bytes:
+    @uncollected()
+    def code(self, group: str, options: Options, profiled: bool = False) -> list[bytes]:
         return code_of(self.plans(group, options), self.target, profiled)
 
 
@@ -105,11 +110,16 @@ def _result(output: Node) -> str:
     return str(size)
 
 
-def code_of(plans: Mapping[str, Plan], target: Target, profiled: bool) -> bytes:
-    """Machine code of programs that share a layout."""
-    layout, emitter = layout_of(list(plans.values())), Emitter(target, profiled)
+def code_of(plans: Mapping[str, Plan], target: Target, profiled: bool = False) -> list[bytes]:
+    """Machine code of programs that share a layout: the objects that together are all of it."""
+    layout, objects = layout_of(list(plans.values())), list[bytes]()
+
+    def done(functions: list[ir.Function], level: int) -> None:
+        objects.extend(compiled(function, target, level) for function in functions)
+
+    emitter = Emitter(target, profiled, done)
     if profiled:
-        emit_clock(emitter.module, target)
+        done([emit_clock(emitter.module, target)], KERNEL)
     for name, planned in plans.items():
         emitter.program(name, planned, layout)
-    return compile_object(emitter.module, target)
+    return objects

@@ -19,7 +19,7 @@ from .pack import Packed, aligned, decoded, whole
 from .profile import Clock, Profile
 from .programs import programs_of
 from .record import DTYPES, Plane, Record, Stored
-from .store import kept, key_of
+from .store import joined, kept, key_of, parted
 from .target import Target
 from .threads import Team
 
@@ -40,7 +40,6 @@ class _Group:
         self.addresses = {name: library.address(name) for name in record.results}
         self.arena = aligned(record.arena)
         self.scratch = aligned(record.scratch_bytes(engine.options.threads))
-        engine.packed.make(weight for weight in record.weights if weight.how == "pack")
         self.weights = np.array([engine.address_of(w) for w in record.weights], np.uint64)
         self.fields = {
             "arena": self.arena.ctypes.data,
@@ -76,7 +75,7 @@ class CpuEngine:
         self.groups: dict[str, _Group] = {}
         self.profiled_groups: dict[str, _Group] = {}
         self.profiles: dict[str, Profile] | None = None  # by program, while they are taken
-        runtime = Library(kept(f"{key_of(self.target, ['runtime'])}.o", self._compile_runtime), self.target)
+        runtime = Library([kept(f"{key_of(self.target, ['runtime'])}.o", self._compile_runtime)], self.target)
         entries = runtime.address("worker"), runtime.address("start")
         self.team = Team(self.context.ctypes.data, options.threads, *entries, keep=[self.context, runtime])
         weakref.finalize(self, self.team.dismiss)
@@ -149,7 +148,7 @@ class CpuEngine:
         module = self.programs.source.module
         planned = {"values": watching(module, tuple(wanted), self.options)}
         record = record_of(module, planned, self.target)
-        code = kept(f"{record.code}.o", lambda: code_of(planned, self.target, profiled=False))
+        code = parted(kept(f"{record.code}.o", lambda: joined(code_of(planned, self.target))))
         parts = []
         with self.team.mine():
             loaded = _Group(record, Library(code, self.target), self)
@@ -238,7 +237,9 @@ class CpuEngine:
         groups = self.profiled_groups if profiled else self.groups
         if name not in groups:
             record = self.programs.record(name, self.options)
-            groups[name] = _Group(record, self.programs.library(name, self.options, profiled), self, profiled)
+            with self.packed.making(record.weights):  # while what is not kept is compiled
+                library = self.programs.library(name, self.options, profiled)
+            groups[name] = _Group(record, library, self, profiled)
             self.team.keep.append(groups[name].library)
         return groups[name]
 

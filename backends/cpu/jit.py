@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import llvmlite.binding as llvm
@@ -14,19 +15,25 @@ if TYPE_CHECKING:  # emitting takes a good part of a second to import, and what 
 
 def compile_object(module: ir.Module, target: Target) -> bytes:
     """Machine code of a module. No IR passes are run: kernels are emitted as they shall be."""
-    parsed = llvm.parse_assembly(str(module))
+    return compile_text(str(module), target)
+
+
+def compile_text(text: str, target: Target, level: int = 2) -> bytes:
+    """The same of a module's text, at one of LLVM's levels of optimisation."""
+    parsed = llvm.parse_assembly(text, llvm.create_context())
     parsed.verify()
-    code: bytes = target.machine().emit_object(parsed)
+    code: bytes = target.machine(level).emit_object(parsed)
     return code
 
 
 class Library:
-    """Loaded machine code; functions by name. The code lives as long as this object."""
+    """Loaded machine code of objects that may call each other; functions by name. It lives as long as this does."""
 
-    def __init__(self, code: bytes, target: Target):
+    def __init__(self, objects: Sequence[bytes], target: Target):
         self.machine = target.machine()
         self.engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self.machine)
-        self.engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        for code in objects:
+            self.engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         self.engine.finalize_object()
 
     def address(self, name: str) -> int:

@@ -16,11 +16,12 @@ def emit_now(b: Build) -> Value:
     return b.intrinsic(f"llvm.read{steady}counter", I64, [])
 
 
-def emit_clock(module: ir.Module, target: Target) -> None:
+def emit_clock(module: ir.Module, target: Target) -> ir.Function:
     """`i64 clock()`"""
     function = ir.Function(module, ir.FunctionType(I64, []), CLOCK)
     b = Build(ir.IRBuilder(function.append_basic_block("entry")), target)
     b.ir.ret(emit_now(b))
+    return function
 
 
 class Marks:

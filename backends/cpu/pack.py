@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -67,18 +68,26 @@ class Packed:
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays.values())
 
-    def make(self, items: Iterable[Stored]) -> None:
-        """Packs what is not packed yet: stripes of one tensor, and small tensors, side by side."""
+    @contextmanager
+    def making(self, weights: Iterable[Stored]) -> Iterator[None]:
+        """Packs those weights that are to be packed and are not, while the caller does something else: when that is
+        over, all are. Stripes of one tensor, and small tensors, are packed side by side."""
         made: dict[str, NDArray[Any]] = {}
         stripes: list[Callable[[], None]] = []
-        for item in items:
-            if item.name not in self.arrays and item.name not in made:
+        for item in weights:
+            if item.how == "pack" and item.name not in self.arrays and item.name not in made:
                 made[item.name] = aligned(packed_bytes(item))
                 stripes += self._stripes(item, made[item.name])
-        if stripes:
-            with ThreadPoolExecutor(self.threads) as pool:  # ctypes lets go of the interpreter's lock
-                for _ in pool.map(lambda stripe: stripe(), stripes):
-                    pass
+        if not stripes:
+            yield
+            return
+        pool = ThreadPoolExecutor(self.threads)  # ctypes lets go of the interpreter's lock
+        try:
+            done = pool.map(lambda stripe: stripe(), stripes)
+            yield
+            list(done)
+        finally:
+            pool.shutdown(cancel_futures=True)
         self.arrays |= made
 
     def address_of(self, item: Stored) -> int:
@@ -109,5 +118,5 @@ class Packed:
 
                 return compile_object(pack_module(self.target, how), self.target)
 
-            self.libraries[name] = Library(kept(f"{key_of(self.target, ['pack', name])}.o", compile), self.target)
+            self.libraries[name] = Library([kept(f"{key_of(self.target, ['pack', name])}.o", compile)], self.target)
         return self.libraries[name]

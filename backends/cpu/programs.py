@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..base import Options, Source
 from .jit import Library
 from .record import Record
-from .store import kept, key_of
+from .store import joined, kept, key_of, parted
 from .target import Target
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class Programs:
     def library(self, group: str, options: Options, profiled: bool = False) -> Library:
         """The machine code of a group's programs, ready to be called."""
         name = self.record(group, options).code + (".profiled.o" if profiled else ".o")
-        return Library(kept(name, lambda: self.compilation.code(group, options, profiled)), self.target)
+        objects = kept(name, lambda: joined(self.compilation.code(group, options, profiled)))
+        return Library(parted(objects), self.target)
 
     @property
     def vocabulary(self) -> int:

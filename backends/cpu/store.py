@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import struct
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +25,10 @@ import briolette.compiler
 from .target import Target
 
 CACHE_LIMIT = 512 << 20  # bytes
+PRUNE_EVERY = 16 << 20  # bytes that a process writes before it looks again
+_written: dict[Path, int] = {}
 WRITING = ".writing-"  # how the names of unfinished files begin
+_LENGTH = struct.Struct("<Q")
 ABANDONED = 3600  # seconds after which a half-written file belongs to a writer that was killed
 
 
@@ -43,7 +47,7 @@ def code_version() -> str:
     """A hash of all that makes code of an architecture's tree: changing a rule, what an op means or a kernel's source
     must not find what was made before."""
     rooms = [Path(__file__).parents[1], Path(briolette.compiler.__path__[0])]
-    digest = hashlib.sha256(f"{llvmlite.__version__} {llvm.llvm_version_info}".encode())
+    digest = hashlib.sha256(_llvm().encode())
     for room in rooms:
         for path in sorted(room.rglob("*.py")):
             digest.update(path.read_bytes())
@@ -56,6 +60,15 @@ def key_of(target: Target, parts: Iterable[str]) -> str:
     for part in parts:
         digest.update(b"\0" + part.encode())
     return digest.hexdigest()
+
+
+def text_key(target: Target, text: str) -> str:
+    """The name of what LLVM makes for a machine of a text, whoever wrote that."""
+    return hashlib.sha256(f"{_llvm()} {target}\0{text}".encode()).hexdigest()
+
+
+def _llvm() -> str:
+    return f"{llvmlite.__version__} {llvm.llvm_version_info}"
 
 
 def kept(name: str, make: Callable[[], bytes]) -> bytes:
@@ -73,8 +86,26 @@ def kept(name: str, make: Callable[[], bytes]) -> bytes:
     content = make()
     with contextlib.suppress(OSError):
         _put(path, hashlib.sha256(content).digest() + content)
-        _prune(path.parent)
+        _written[path.parent] = _written.get(path.parent, PRUNE_EVERY) + len(content)
+        if _written[path.parent] >= PRUNE_EVERY:  # not every time: there may be many thousands of small files
+            _written[path.parent] = 0
+            _prune(path.parent)
     return content
+
+
+def joined(parts: Sequence[bytes]) -> bytes:
+    """Several contents as one."""
+    return b"".join(_LENGTH.pack(len(part)) + part for part in parts)
+
+
+def parted(content: bytes) -> list[bytes]:
+    """The contents that were joined."""
+    found, at = [], 0
+    while at < len(content):
+        begin = at + _LENGTH.size
+        at = begin + _LENGTH.unpack_from(content, at)[0]
+        found.append(content[begin:at])
+    return found
 
 
 def _put(path: Path, content: bytes) -> None:

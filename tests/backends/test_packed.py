@@ -250,7 +250,8 @@ def test_bytes_are_moved_and_none_is_made(format, target):
     stored = p.tensors["w"][1]
     forgotten: list[str] = []
     made = Packed(Weights(lambda name: p.tensors[name][1], forgotten.append), target, threads=2)
-    made.make([weight])
+    with made.making([weight]):
+        pass
     assert made.nbytes == stored.nbytes
     assert forgotten == ["w"]
     wanted = packed_by_numpy(format, stored.reshape(3 * TILE, formats.row_bytes(format, 1024)))
@@ -266,7 +267,8 @@ def test_rows_that_do_not_come_out_even_are_filled_up(format, columns, unit):
     p.weight("w", TILE, columns, format=format)
     weight = Stored("w", "pack", format, (TILE, columns))
     made = Packed(p.weights, HOST, threads=2)
-    made.make([weight])
+    with made.making([weight]):
+        pass
     how = packing(format, columns)
     assert how.bytes == unit
     assert made.nbytes == packed_bytes(weight) == TILE * unit * (columns // how.elements)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,9 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from llvmlite import ir
 from programs import HOST, PLAIN, Program, T
 
-from briolette.backends.cpu import store
+from briolette.backends.cpu import codegen, store
+from briolette.backends.cpu.build import I8, PTR, VOID, Build
+from briolette.backends.cpu.jit import Library
+from briolette.backends.cpu.runtime_ir import emit_barrier
 from briolette.compiler.ops import node
 
 
@@ -45,13 +50,12 @@ def forbid_compiling(monkeypatch) -> None:
     def fail(*_: object) -> bytes:
         raise AssertionError("compiled what the cache should have had")
 
-    for module in ("engine", "compilation"):
-        monkeypatch.setattr(f"briolette.backends.cpu.{module}.compile_object", fail)
+    for what in ("engine.compile_object", "codegen.compile_text"):
+        monkeypatch.setattr(f"briolette.backends.cpu.{what}", fail)
 
 
 def test_second_run_compiles_nothing(folder, monkeypatch):
     first = run()
-    assert len(files(folder)) == 2  # the runtime's and the programs'
     assert all(name.endswith(".o") for name in files(folder))
     forbid_compiling(monkeypatch)
     assert np.array_equal(run(), first)
@@ -79,6 +83,47 @@ def test_what_the_key_depends_on(folder, monkeypatch):
         one_more(target=PLAIN)
     monkeypatch.setattr(store, "code_version", lambda: "another")
     one_more()
+
+
+def test_a_kernel_is_compiled_once_for_all_programs(folder, monkeypatch):
+    """Other programs of the same shapes, and those of another version of the compiler that emits the same."""
+    run()
+    texts, compile_text = [], codegen.compile_text
+
+    def compiling(text: str, *how: object) -> bytes:
+        texts.append(text)
+        return compile_text(text, *how)
+
+    monkeypatch.setattr(codegen, "compile_text", compiling)
+    monkeypatch.setattr(store, "code_version", lambda: "another")
+    run()
+    assert not texts
+    run(scale=0.5)
+    made = {name.split(".")[0] for text in texts for name in re.findall(r'define +void @"([^"]+)"', text)}
+    assert made == {"attend_one", "merge", "decode", "prefill"}  # not what writes the cache, nor the barrier
+
+
+def test_what_a_function_refers_to_goes_with_it():
+    module = ir.Module()
+    module.triple = HOST.triple
+    before = emit_barrier(module, HOST)
+    first = codegen.text_of(before)
+    for number in range(3):  # more branches with weights, before the same function
+        other = ir.Module()
+        other.triple = HOST.triple
+        for value in range(number):
+            other.add_metadata([ir.Constant(ir.IntType(32), value)])
+        assert codegen.text_of(emit_barrier(other, HOST)) == first
+    function = ir.Function(module, ir.FunctionType(VOID, [PTR]), "calls")
+    b = Build(ir.IRBuilder(function.append_basic_block("entry")), HOST)
+    b.ir.call(before, [function.args[0]])
+    b.load(b.table(I8, [1, -2, 3]), I8)
+    b.ir.ret_void()
+    text = codegen.text_of(function)
+    assert 'declare void @"barrier"(ptr' in text
+    assert "private constant [3 x i8]" in text
+    objects = [codegen.compiled(f, HOST, level) for f, level in ((before, 2), (function, 0))]
+    assert Library(objects, HOST).address("calls")
 
 
 def test_the_code_version_covers_the_compiler():
@@ -179,6 +224,7 @@ def test_the_folder_is_bounded(folder, monkeypatch):
     (folder / (store.WRITING + "live")).write_bytes(b"half")
     assert store.kept("key0.o", lambda: b"") == bytes(1000)  # used: now the last to go
     monkeypatch.setattr(store, "CACHE_LIMIT", 3100)
+    monkeypatch.setattr(store, "PRUNE_EVERY", 1000)
     store.kept("key4.o", lambda: bytes(1000))
     assert set(files(folder)) == {"key0.o", "key3.o", "key4.o", store.WRITING + "live"}
 
@@ -208,5 +254,5 @@ def test_processes_that_compile_at_once(folder):
         process.stderr.close()
     assert len(found) == 1
     assert found != {""}
-    assert len(files(folder)) == 2
+    assert not [name for name in files(folder) if name.startswith(store.WRITING)]
     assert all(store.hashlib.sha256(c[32:]).digest() == c[:32] for c in files(folder).values())
