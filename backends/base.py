@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from briolette.compiler.dims import evaluate
 from briolette.compiler.errors import BrioletteError
-from briolette.compiler.ir import Module, Node, topological
-from briolette.compiler.plan import base, is_view
 
-from . import formats
+if TYPE_CHECKING:  # a program that is known from an earlier run needs no compiler
+    from briolette.compiler.ir import Module, Node
 
 F32Array = NDArray[np.float32]
 
@@ -56,6 +54,27 @@ class Options:
     sequences: int = 1  # that the engine holds side by side, each of up to `context` positions
 
 
+class Source:
+    """The unrolled module of a model, made when it is first asked for.
+
+    key: names all that it is made from, so that what follows from it can be kept on disk; "" where that is not known.
+    made: what backends keep here, by their names, for as long as there is this source.
+    """
+
+    def __init__(self, make: Callable[[], Module], key: str = ""):
+        self._make, self.key = make, key
+        self.made: dict[str, Any] = {}
+
+    @cached_property
+    def module(self) -> Module:
+        return self._make()
+
+    @staticmethod
+    def of(given: Source | Module) -> Source:
+        """A source, or one of a module that is there."""
+        return given if isinstance(given, Source) else Source(lambda: given)
+
+
 @dataclass(frozen=True)
 class PlaneMemory:
     """A K or V plane of one layer's cache: `positions` it holds of each of `sequences`, of `token_bytes` each."""
@@ -81,7 +100,7 @@ class Memory:
     kernels instead. arena: kept for the results within a step. scratch: of all threads. tables: where native code
     finds weights and planes. logits: of one step. passing: results that are allocated within a step and given back.
     Two estimates: libraries, what the backend loads; compiling, what machine code takes when it is made, where it is
-    not kept from an earlier run.
+    not kept from an earlier run. nodes: how many the unrolled program has.
     """
 
     mapped: Mapping[str, int]
@@ -96,6 +115,7 @@ class Memory:
     packed: Mapping[str, int] = field(default_factory=dict)
     libraries: int = 0
     compiling: int = 0
+    nodes: int = 0
 
     @property
     def allocated(self) -> dict[str, int]:
@@ -145,6 +165,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def vocabulary(self) -> int:
+        """How many logits a token has."""
+        ...
+
+    @property
     def allocated(self) -> dict[str, int]:
         """Bytes taken so far, under the names of `Memory.allocated`."""
         ...
@@ -153,18 +178,21 @@ class Engine(Protocol):
 
 
 class Backend(Protocol):
-    """Compiles an unrolled module (before `optimise`) for a model."""
+    """Compiles an unrolled module (before `optimise`) for a model. Where a source is wanted, a module is one, too."""
 
     name: str
-    ops: frozenset[str]  # the ops its kernels cover; the rest must decompose
 
-    def compile(self, module: Module, weights: Weights, options: Options) -> Engine: ...
+    def ops(self) -> frozenset[str]:
+        """The ops its kernels cover; the rest must decompose."""
+        ...
+
+    def compile(self, source: Source | Module, weights: Weights, options: Options) -> Engine: ...
 
     def default_weights(self) -> str:
         """Which of `WEIGHTS` suits this machine."""
         ...
 
-    def memory(self, module: Module, cache: str) -> Callable[[Options], Memory]:
+    def memory(self, source: Source | Module, cache: str) -> Callable[[Options], Memory]:
         """What an engine with a KV cache of that type will take, by its other options. Allocates nothing."""
         ...
 
@@ -219,44 +247,3 @@ def checked_rows(
         if np.any(np.diff(at[mine]) != 1):
             raise BrioletteError(f"positions of sequence {sequence} do not follow each other: {at[mine].tolist()}")
     return rows
-
-
-def token_ids(module: Module) -> int:
-    """How many token ids a model knows: the rows of the smallest table that tokens are looked up in."""
-    looked_up = (n for n in topological(module.roots) if n.op == "embed" and n.args[1].op == "tokens")
-    return min((evaluate(n.args[0].shape[0], {}) for n in looked_up), default=1 << 31)
-
-
-def stored_bytes(weight: Node) -> int:
-    """Bytes of a weight in the block format of the file."""
-    *rows, columns = (evaluate(size, {}) for size in weight.shape)
-    return formats.row_bytes(weight.type.dtype, columns) * math.prod(rows)
-
-
-def looked_up(module: Module, elsewhere: Container[str] = ()) -> dict[str, int]:
-    """The stored tensors of which only rows are read, by token id, with the bytes of a row.
-
-    `elsewhere` are tensors that have been copied for whatever else reads them.
-    """
-    readers: dict[Node, set[str]] = {}
-    for item in topological(module.roots):
-        for source in () if is_view(item) else map(base, item.args):
-            if source.op == "weight":
-                readers.setdefault(source, set()).add(item.op)
-    tables = [w for w, ops in readers.items() if ops == {"embed"} or ("embed" in ops and w["name"] in elsewhere)]
-    return {w["name"]: formats.row_bytes(w.type.dtype, evaluate(w.shape[-1], {})) for w in tables}
-
-
-def vocabulary_of(module: Module) -> int:
-    """How many logits a token has."""
-    size = module.outputs[0].shape[-1]
-    assert isinstance(size, int)
-    return size
-
-
-def array_of(weights: Weights, module: Module, name: str) -> NDArray[Any]:
-    """A tensor as float32 in its own shape."""
-    info = next(t for t in module.tensors if t.name == name)
-    stored = np.ascontiguousarray(weights.stored(name)).reshape(-1)
-    width = formats.row_bytes(info.format, info.shape[-1]) if info.shape else stored.size
-    return formats.decode(info.format, stored.reshape(-1, width)).reshape(info.shape)

@@ -19,22 +19,10 @@ from briolette.compiler.pipeline import Form, optimise
 from briolette.compiler.plan import is_view, writes_cache
 from briolette.compiler.rules.cache import kept
 
-from .base import (
-    F32Array,
-    Memory,
-    Options,
-    PlaneMemory,
-    Weights,
-    array_of,
-    checked,
-    checked_rows,
-    stored_bytes,
-    token_ids,
-    vocabulary_of,
-)
+from .base import F32Array, Memory, Options, PlaneMemory, Source, Weights, checked, checked_rows
+from .reading import array_of, stored_bytes, token_ids, vocabulary_of
 
 name = "reference"
-ops = frozenset(OPS)
 F32_BYTES = 4
 
 
@@ -53,7 +41,8 @@ class ReferenceEngine:
         self.interpreter = Interpreter(weight)
         self.caches = [self.interpreter.planes, *({} for _ in range(1, options.sequences))]
         self.programs: dict[str, Module] = {}
-        self.token_ids, self.closed = token_ids(module), False
+        self.vocabulary, self.token_ids = vocabulary_of(module), token_ids(module)
+        self.closed = False
 
     def step(self, tokens: Sequence[int], start: int, logits: str = "last", sequence: int = 0) -> F32Array:
         """See `base.Engine.step`."""
@@ -71,7 +60,7 @@ class ReferenceEngine:
     def batch(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> F32Array:
         """See `base.Engine.batch`. One sequence after the other."""
         rows = checked_rows(tokens, positions, sequences, self.token_ids, self.options)
-        found = np.empty((len(rows), vocabulary_of(self.module)), np.float32)
+        found = np.empty((len(rows), self.vocabulary), np.float32)
         for sequence, mine in rows.each():
             found[mine] = self.step(rows.ids[mine].tolist(), int(rows.positions[mine[0]]), "all", sequence)
         return found
@@ -113,19 +102,25 @@ class ReferenceEngine:
         self.closed = True
 
 
+def ops() -> frozenset[str]:
+    """See `base.Backend.ops`."""
+    return frozenset(OPS)
+
+
 def default_weights() -> str:
     """Always mapped: what the program means, in f32."""
     return "mapped"
 
 
-def compile(module: Module, weights: Weights, options: Options) -> ReferenceEngine:
-    """An engine for the unrolled module."""
-    return ReferenceEngine(module, weights, options)
+def compile(source: Source | Module, weights: Weights, options: Options) -> ReferenceEngine:
+    """See `base.Backend.compile`."""
+    return ReferenceEngine(Source.of(source).module, weights, options)
 
 
-def memory(module: Module, cache: str) -> Callable[[Options], Memory]:
+def memory(source: Source | Module, cache: str) -> Callable[[Options], Memory]:
     """See `base.Backend.memory`. Everything is f32, and every position is kept, in sliding layers too."""
-    program = optimise(module, Form(cache=cache))
+    module = Source.of(source).module
+    program, nodes = optimise(module, Form(cache=cache)), len(topological(module.roots))
     order = topological(program.roots)
     read = {item["name"]: item for item in order if item.op == "weight"}
     decoded = {name: F32_BYTES * math.prod(item.shape) for name, item in read.items()}
@@ -146,7 +141,7 @@ def memory(module: Module, cache: str) -> Callable[[Options], Memory]:
         )
         sizes = {"T": options.chunk, "C": options.context}
         passing = max(_most_at_once(order, sizes), decoding)
-        return Memory(mapped, {}, decoded, tuple(planes), passing=passing)
+        return Memory(mapped, {}, decoded, tuple(planes), passing=passing, nodes=nodes)
 
     return of
 
@@ -181,7 +176,7 @@ def _kept(item: Node, sizes: Mapping[str, int]) -> int:
 def _on_the_way(item: Node, sizes: Mapping[str, int]) -> int:
     """Bytes that an op takes and gives back, its result aside."""
     if item.op == "attend":  # scores, for softmax three times; keys and values once a query head
-        q, k, v, _ = item.args
+        q, k, v = item.args[:3]
         rows, heads = evaluate(q.shape[0], sizes), evaluate(q.shape[1], sizes)
         scores = rows * heads * sizes["C"]
         repeated = max(heads * sizes["C"] * evaluate(x.shape[2], sizes) for x in (k, v))

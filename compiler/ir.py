@@ -122,19 +122,24 @@ class Module:
     def roots(self) -> tuple[Node, ...]:
         return (*self.effects, *self.outputs)
 
-    def blocks(self) -> tuple[Block, ...]:
-        """Every block that is called, callees first."""
-        found: dict[Block, None] = {}
+    def graphs(self) -> dict[Block | None, list[Node]]:
+        """The nodes of every block that is called, callees first, and last, of None, those outside of blocks."""
+        found: dict[Block | None, list[Node]] = {}
 
-        def visit(roots: Iterable[Node]) -> None:
-            for item in topological(roots):
+        def visit(owner: Block | None, roots: Iterable[Node]) -> None:
+            order = topological(roots)
+            for item in order:
                 for block in called(item):
                     if block not in found:
-                        visit(block.roots)
-                        found[block] = None
+                        visit(block, block.roots)
+            found[owner] = order
 
-        visit(self.roots)
-        return tuple(found)
+        visit(None, self.roots)
+        return found
+
+    def blocks(self) -> tuple[Block, ...]:
+        """Every block that is called, callees first."""
+        return tuple(block for block in self.graphs() if block is not None)
 
 
 def called(item: Node) -> tuple[Block, ...]:
@@ -245,6 +250,7 @@ def substitute_attr(value: Any, values: Mapping[str, Dim]) -> Any:
 
 def nodes_of(module: Module) -> Iterator[Node]:
     """Every node of the module, those inside blocks included."""
-    yield from topological(module.roots)
-    for block in module.blocks():
-        yield from topological(block.roots)
+    graphs = module.graphs()
+    yield from graphs.pop(None)
+    for order in graphs.values():
+        yield from order

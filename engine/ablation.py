@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from briolette.backends import formats
-from briolette.backends.base import Options, Weights, checked, token_ids, vocabulary_of
+from briolette.backends.base import Options, Weights, checked
+from briolette.backends.reading import token_ids, vocabulary_of
 from briolette.compiler.elaborate import elaborate
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header

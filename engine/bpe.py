@@ -9,15 +9,46 @@ hash index of a few bytes an entry, and compares with the file's own bytes.
 from __future__ import annotations
 
 import heapq
+import struct
 from array import array
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from briolette.engine.gguf import StringArray
 
 Lookup = Callable[[bytes], int | None]
 Rank = Callable[[bytes, bytes], float | None]
+
+
+_MIX = 0x9E3779B97F4A7C15  # 2^64 by the golden ratio, odd: Knuth's multiplicative hashing
+_WORD = struct.Struct("<Q")
+
+
+def _hashes(strings: StringArray) -> NDArray[np.uint64]:
+    """A hash of each string, from its last word of eight bytes to its first; before the text is its length, as it lies
+    in the file, which fills the first word up."""
+    raw = np.frombuffer(strings.raw(), np.uint8)
+    words = np.ndarray((len(raw) - 7,), "<u8", raw.data, 0, (1,))  # at every byte
+    lengths, at = strings.lengths, strings.offsets + strings.lengths
+    found, rest = lengths.astype(np.uint64), np.flatnonzero(lengths)
+    while len(rest):
+        at[rest] -= 8
+        mixed = (found[rest] ^ words[at[rest]]) * np.uint64(_MIX)
+        found[rest] = mixed ^ (mixed >> np.uint64(32))
+        lengths[rest] -= 8
+        rest = rest[lengths[rest] > 0]
+    return found
+
+
+def _hash(text: bytes) -> int:
+    """The same of one string."""
+    found, raw = len(text), _WORD.pack(len(text)) + text
+    for at in range(len(text), 0, -8):
+        mixed = (found ^ _WORD.unpack_from(raw, at)[0]) * _MIX & 0xFFFFFFFFFFFFFFFF
+        found = mixed ^ (mixed >> 32)
+    return found
 
 
 class StringIndex:
@@ -29,18 +60,21 @@ class StringIndex:
     def __init__(self, strings: StringArray, first: bool = False):
         self._strings, self._first = strings, first
         # As many buckets as entries or up to twice that; a bucket's entries lie side by side in `order`.
-        buckets = 1 << len(strings).bit_length()
-        self._mask = buckets - 1
-        hashes = np.fromiter(map(hash, strings.iter_encoded()), np.int64, len(strings)) & self._mask
-        order = np.argsort(hashes.astype(np.uint32), kind="stable").astype(np.uint32)
-        ends = np.cumsum(np.bincount(hashes, minlength=buckets), dtype=np.uint32)
+        # The highest bits of a product depend on all of its factors' bits.
+        bits = len(strings).bit_length()
+        self._shift = 64 - bits
+        buckets = _hashes(strings) >> np.uint64(self._shift)
+        ends = np.cumsum(np.bincount(buckets.astype(np.int64), minlength=1 << bits), dtype=np.uint32)
+        # numpy sorts stably by radix where numbers have 16 bits, three times as fast as where they have more.
+        order = np.argsort(buckets.astype(np.uint16), kind="stable")
+        order = order[np.argsort((buckets >> np.uint64(16)).astype(np.uint16)[order], kind="stable")]
         # Indexing an array.array makes an int at half the cost of indexing a numpy array.
-        self._order = array("I", order.tobytes())
+        self._order = array("I", order.astype(np.uint32).tobytes())
         self._ends = array("I", np.concatenate([np.zeros(1, np.uint32), ends]).tobytes())
 
     def get(self, text: bytes) -> int | None:
         """Where `text` (UTF-8) is in the array, or None."""
-        bucket = hash(text) & self._mask
+        bucket = _hash(text) >> self._shift
         found = None
         for place in range(self._ends[bucket], self._ends[bucket + 1]):
             entry = self._order[place]

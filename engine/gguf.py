@@ -86,7 +86,7 @@ class StringArray(_FileArray[str]):
 
     __slots__ = ("_data", "_starts", "end")
 
-    def __init__(self, data: mmap.mmap, starts: NDArray[np.int64], end: int):
+    def __init__(self, data: mmap.mmap | bytes, starts: NDArray[np.int64], end: int):
         # An element is its length, a u64, and then its bytes; `starts` holds where the bytes begin.
         self._data, self._starts, self.end = data, starts, end
 
@@ -107,6 +107,18 @@ class StringArray(_FileArray[str]):
             block = self._data[base : starts[-1] - 8]
             for start, following in itertools.pairwise(starts):
                 yield block[start - base : following - base - 8]
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where the bytes of each string begin in `raw`."""
+        found: NDArray[np.int64] = self._starts - (self._starts[0] - 8)
+        return found
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """How many bytes each string has."""
+        found: NDArray[np.int64] = np.diff(self._starts, append=self.end + 8) - 8
+        return found
 
     def raw(self) -> memoryview:
         """The array as it lies in the file: for each string its length as a u64, then its bytes."""

@@ -10,19 +10,23 @@ import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from briolette.backends.base import Options, PlaneMemory
+from briolette.backends.base import Memory, Options, PlaneMemory, Source
 from briolette.compiler.header import Header
-from briolette.compiler.ir import Module, topological
 
 from .backends import backend_named
 from .gguf import GgufFile
+
+if TYPE_CHECKING:
+    from briolette.compiler.ir import Module
 
 # Estimates, measured on x86-64 Linux with CPython 3.11 as what a process has resident beside all that is
 # planned exactly. They differ by some MiB among machines.
 INTERPRETER_BYTES = 50 << 20  # Python, numpy, this package, a tokenizer of a real vocabulary
 NODE_BYTES = 5 << 10  # programs, for each node of the unrolled one
 
+LOGITS = 2  # arrays of them that are there at once: the last step's and the next's
 NO_KIND = "layers"  # what layers of an architecture without kinds are shown as
 
 
@@ -95,11 +99,10 @@ class MemoryPlan:
 class Planner:
     """Plans one model's memory for any options with one type of KV cache; the program is compiled once."""
 
-    def __init__(self, source: GgufFile | Header, module: Module, cache: str, backend: str = "cpu"):
-        self.metadata = _metadata_bytes(source) if isinstance(source, GgufFile) else 0
-        self.module, self.backend = module, backend
-        self.measure = backend_named(backend).memory(module, cache)
-        self.programs = NODE_BYTES * len(topological(module.roots))
+    def __init__(self, file: GgufFile | Header, source: Source | Module, cache: str, backend: str = "cpu"):
+        self.metadata = _metadata_bytes(file) if isinstance(file, GgufFile) else 0
+        self.source, self.backend = Source.of(source), backend
+        self.measure = backend_named(backend).memory(self.source, cache)
 
     def plan(self, options: Options) -> MemoryPlan:
         """The plan for these options."""
@@ -120,11 +123,17 @@ class Planner:
             arena=held["arena"] + taken.passing,
             scratch=held["scratch"],
             addresses=held["tables"],
-            logits=2 * taken.logits,
+            logits=LOGITS * taken.logits,
             metadata=self.metadata,
-            process=INTERPRETER_BYTES + self.programs + taken.libraries,
+            process=_process(taken),
             compiling=taken.compiling,
         )
+
+    def beside_file(self, options: Options) -> int:
+        """The same as the plan's, without the plan: that needs the program itself, where this may be kept."""
+        taken = self.measure(options)
+        held = sum(taken.allocated.values()) + taken.passing + LOGITS * taken.logits
+        return held + _process(taken) + taken.compiling
 
     def largest(self, options: Options, memory: int, limit: int) -> int:
         """The largest context up to `limit` whose peak is at most `memory`; 0 where not even one token fits.
@@ -145,7 +154,7 @@ class Planner:
         return low
 
     def _by_kind(self, planes: Sequence[PlaneMemory]) -> tuple[KvMemory, ...]:
-        kinds = {name: layers for name, layers, _ in self.module.kinds}
+        kinds = {name: layers for name, layers, _ in self.source.module.kinds}
         of = {layer: name for name, layers in kinds.items() for layer in layers}
         stored: dict[str, list[PlaneMemory]] = {name: [] for name in kinds}
         for plane in planes:
@@ -153,9 +162,9 @@ class Planner:
         return tuple(_kind(name, kinds.get(name), planes) for name, planes in stored.items())
 
 
-def plan_memory(source: GgufFile | Header, module: Module, options: Options, backend: str = "cpu") -> MemoryPlan:
-    """The memory that an engine for the unrolled module will take. Raises BrioletteError for an unknown backend."""
-    return Planner(source, module, options.cache, backend).plan(options)
+def plan_memory(file: GgufFile | Header, source: Source | Module, options: Options, backend: str = "cpu") -> MemoryPlan:
+    """The memory that an engine for an unrolled module will take. Raises BrioletteError for an unknown backend."""
+    return Planner(file, source, options.cache, backend).plan(options)
 
 
 def _kind(name: str, layers: Sequence[int] | None, planes: Sequence[PlaneMemory]) -> KvMemory:
@@ -171,6 +180,11 @@ def _kind(name: str, layers: Sequence[int] | None, planes: Sequence[PlaneMemory]
         window=max((w for w in windows if w is not None), default=None) if None not in windows else None,
         bytes=sum(plane.bytes for plane in planes),
     )
+
+
+def _process(taken: Memory) -> int:
+    """An estimate of what a process takes beside all that an engine allocates."""
+    return INTERPRETER_BYTES + NODE_BYTES * taken.nodes + taken.libraries
 
 
 def _metadata_bytes(file: GgufFile) -> int:

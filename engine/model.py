@@ -8,51 +8,29 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from briolette.backends.base import PREFILL, WEIGHTS, Engine, Options, Weights
+from briolette.backends.base import PREFILL, WEIGHTS, Engine, Options, Source, Weights
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header
-from briolette.compiler.ir import Module
-from briolette.compiler.labels import per_token, shown_labels
-from briolette.compiler.pipeline import front
-from briolette.compiler.policy import policy_named
-from briolette.spec import syntax
 
 from .available import available_memory
 from .backends import backend_named
 from .fitting import fitted
 from .gguf import GgufFile, open_gguf
-from .kv import settled
 from .sampling import Sampler, Sampling, StopStrings
+from .source import ModelSource, source_of
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from briolette.compiler.ir import Module
+    from briolette.spec.tree import Architecture
 
 # Positions a cache has room for unless asked otherwise; memory is taken only as they fill.
 DEFAULT_CONTEXT = 32768
-
-
-def architecture(spec: str | Path | syntax.Architecture | None, header: Header) -> syntax.Architecture:
-    """The syntax tree to use for a file: a given tree, an `.arch` path, a shipped name, or what the file says."""
-    if isinstance(spec, syntax.Architecture):
-        return spec
-    shipped = syntax.shipped()
-    if spec is None:
-        name = header.architecture
-        if name not in shipped:
-            known = ", ".join(shipped)
-            raise BrioletteError(
-                f"{header.source} is of architecture `{name}`, which does not come with briolette (there are "
-                f"{known}); write it as an .arch file and pass it with spec= or --spec"
-            )
-        return syntax.load(shipped[name])
-    if str(spec) in shipped:
-        return syntax.load(shipped[str(spec)])
-    if not Path(spec).exists():
-        raise BrioletteError(f"there is no architecture file {spec}; shipped ones go by name: {', '.join(shipped)}")
-    return syntax.load(spec)
 
 
 def load(
@@ -60,7 +38,7 @@ def load(
     backend: str = "cpu",
     kv: str | None = None,
     threads: int | None = None,
-    spec: str | Path | syntax.Architecture | None = None,
+    spec: str | Path | Architecture | None = None,
     context: int | None = None,
     chunk: int = 256,
     weights: str | None = None,
@@ -71,27 +49,25 @@ def load(
 
     path: the file, or any shard of a split one, or one that is open. backend: "cpu" or "reference". kv: how the KV
     cache is kept: "f32", "f16" or "bf16" (by default f32 where the weights are, else f16), or a policy that compresses
-    it: "quality", "balanced", "compact", or spelled out (`compiler.policy`). threads: by default one a
-    core. spec: an architecture file instead of the shipped one. context: the most positions of a sequence.
-    chunk: tokens a prefill step takes. weights: where the file's are quantised, "packed" puts them in the order of the
-    fastest kernels, which multiply in integers, "mixed" does so but for experts, and "mapped" reads them where they lie
-    and multiplies in f32 (by default the first that fits into memory, on a processor that has instructions for it).
-    prefill: with packed weights, "exact" rounds the activations of a prompt to 16 bits, "fast" to 8. sequences: how
-    many the engine holds side by side, for `engine.batch`; the model uses the first. Raises BrioletteError for what
+    it: "quality", "balanced", "compact", or spelled out (`compiler.policy`). threads: by default one a core. spec: an
+    architecture file instead of the shipped one. context: the most positions of a sequence. chunk: tokens a prefill
+    step takes. weights: where the file's are quantised, "packed" puts them in the order of the fastest kernels, which
+    multiply in integers, "mixed" does so but for experts, and "mapped" reads them where they lie and multiplies in f32
+    (by default the first that fits into memory, on a processor that has instructions for it). prefill: with packed
+    weights, "exact" rounds the activations of a prompt to 16 bits, "fast" to 8. sequences: how many the engine holds
+    side by side, for `engine.batch`; the model uses the first. Raises BrioletteError for what
     cannot be opened, read or compiled, and for weights that do not fit as they are asked for.
     """
     file = open_gguf(path) if isinstance(path, str | Path) else path
-    tree = architecture(spec, file.header)
-    module = front(tree, file.header)
-    chosen = backend_named(backend).default_weights() if weights is None else weights
-    options = options_for(file, module, kv, threads, context, chunk, chosen, prefill, sequences)
-    options = fitted(file, module, options, backend, available_memory(), asked=weights is not None)
-    return Model(file, tree, module, backend, options)
+    source = source_of(spec, file.header)
+    chosen = weights or backend_named(backend).default_weights()
+    options = options_for(file, kv, threads, context, chunk, chosen, prefill, sequences, source)
+    options = fitted(file, source, options, backend, available_memory(), asked=weights is not None)
+    return Model(file, source, backend, options)
 
 
 def options_for(
-    source: GgufFile | Header,
-    module: Module,
+    file: GgufFile | Header,
     kv: str | None,
     threads: int | None,
     context: int | None,
@@ -99,16 +75,16 @@ def options_for(
     weights: str = "mapped",
     prefill: str = "exact",
     sequences: int = 1,
+    made: Source | None = None,
 ) -> Options:
-    """Checked engine options, with defaults that suit the file and the machine; a file also tells what its header
-    leaves open of a KV policy."""
-    header = source if isinstance(source, Header) else source.header
+    """Checked engine options, with defaults that suit the file and the machine. With the file's program, what the KV
+    policy leaves to the file is read from it."""
+    header = file if isinstance(file, Header) else file.header
     if kv is None:
-        plain = all(t.format == "f32" for t in module.tensors if len(t.shape) > 1)
+        plain = all(t.format == "f32" for t in header.tensors.values() if len(t.shape) > 1)
         kv = "f32" if plain else "f16"
-    if not isinstance(source, Header):
-        kv = settled(kv, module, source.tensor_bytes)
-    policy_named(kv).keeps(module)  # raises for what this model cannot have
+    else:
+        kv = _checked_cache(kv, file, made)
     threads = cores() if threads is None else threads
     context = min(context_length(header) or DEFAULT_CONTEXT, DEFAULT_CONTEXT) if context is None else context
     for name, value in (("threads", threads), ("context", context), ("chunk", chunk), ("sequences", sequences)):
@@ -118,6 +94,16 @@ def options_for(
         if chosen not in known:
             raise BrioletteError(f"{what} {' or '.join(known)}, not `{chosen}`")
     return Options(context, kv, threads, min(chunk, context), weights, prefill, sequences)
+
+
+def _checked_cache(kv: str, file: GgufFile | Header, made: Source | None) -> str:
+    from briolette.compiler.policy import policy_named
+
+    if not policy_named(kv).once or made is None or isinstance(file, Header):
+        return kv
+    from .kv import settled
+
+    return settled(kv, made.module, file.tensor_bytes)
 
 
 def context_length(header: Header) -> int | None:
@@ -134,7 +120,7 @@ def cores() -> int:
 
 
 def compile(
-    spec: str | Path | syntax.Architecture,
+    spec: str | Path | Architecture,
     source: Header | str | Path | GgufFile,
     backend: str = "cpu",
     kv: str | None = None,
@@ -142,15 +128,19 @@ def compile(
     context: int | None = None,
     chunk: int = 256,
     weights: str | None = None,
+    prefill: str = "exact",
+    sequences: int = 1,
 ) -> Engine:
-    """An engine for an architecture and a model file; with a `Header` alone it compiles but has no weights to run."""
-    file = open_gguf(source) if isinstance(source, str | Path) else source
-    header = file if isinstance(file, Header) else file.header
-    module = front(architecture(spec, header), header)
-    chosen = backend_named(backend).default_weights() if weights is None else weights
-    options = options_for(file, module, kv, threads, context, chunk, chosen)
-    stored = Weights(_no_weights) if isinstance(file, Header) else Weights(file.tensor_bytes, file.forget)
-    return backend_named(backend).compile(module, stored, options)
+    """An engine for an architecture and a model file; with a `Header` alone it compiles but has no weights to run.
+
+    The options, and what is raised, are those of `load`.
+    """
+    if not isinstance(source, Header):
+        return load(source, backend, kv, threads, spec, context, chunk, weights, prefill, sequences).engine
+    made, chosen = source_of(spec, source), weights or backend_named(backend).default_weights()
+    options = options_for(source, kv, threads, context, chunk, chosen, prefill, sequences, made)
+    options = fitted(source, made, options, backend, available_memory(), asked=weights is not None)
+    return backend_named(backend).compile(made, Weights(_no_weights), options)
 
 
 def _no_weights(name: str) -> NDArray[np.uint8]:
@@ -189,8 +179,8 @@ class Usage:
 class Model:
     """One model and one KV cache. What the cache holds is reused wherever a new prompt begins with it."""
 
-    def __init__(self, file: GgufFile, tree: syntax.Architecture, module: Module, backend: str, options: Options):
-        self.file, self.tree, self.module, self.options = file, tree, module, options
+    def __init__(self, file: GgufFile, source: ModelSource, backend: str, options: Options):
+        self.file, self.source, self.options = file, source, options
         self.backend = backend_named(backend)
         self.cached: list[int] = []  # the tokens whose keys and values the engine holds
         self.usage: Usage | None = None  # of the latest generation
@@ -199,7 +189,7 @@ class Model:
 
     @cached_property
     def engine(self) -> Engine:
-        return self.backend.compile(self.module, Weights(self.file.tensor_bytes, self.file.forget), self.options)
+        return self.backend.compile(self.source, Weights(self.file.tensor_bytes, self.file.forget), self.options)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -210,10 +200,19 @@ class Model:
         return self.file.header
 
     @property
+    def tree(self) -> Architecture:
+        """The architecture, as it was read."""
+        return self.source.tree
+
+    @property
+    def module(self) -> Module:
+        """The unrolled program."""
+        return self.source.module
+
+    @property
     def vocabulary(self) -> int:
-        size = self.module.outputs[0].shape[-1]
-        assert isinstance(size, int)
-        return size
+        """How many logits a token has."""
+        return self.engine.vocabulary
 
     @property
     def chat_template(self) -> str | None:
@@ -245,6 +244,8 @@ class Model:
         Labels are those of `compiler.labels`; values are float32, or int32 where they are ids, [T, ...]. Of labels in
         `last`, only the values of that many of the last tokens.
         """
+        from briolette.compiler.labels import per_token, shown_labels
+
         known = per_token(self.module)
         shown = (label for label in shown_labels(self.module).values() if label in known)
         chosen = list(dict.fromkeys(shown if wanted is None else wanted))

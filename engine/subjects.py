@@ -21,7 +21,8 @@ from briolette.compiler.verify import verify
 from briolette.spec import syntax
 
 from .gguf import open_gguf
-from .model import architecture, options_for
+from .model import options_for
+from .source import architecture
 
 STANDARD_INPUT = ("-", "/dev/stdin")
 BEGINNING = b"module "  # of printed IR
@@ -133,7 +134,7 @@ def _compiled(
     trace = Trace()
     module = front(tree, header, trace)
     wanted = stage or STAGES[0]
-    cache = options_for(header, module, kv, None, None, 256).cache
+    cache = options_for(header, kv, None, None, 256).cache
     if wanted not in trace.modules:
         optimise(module, replace(form, cache=cache), trace)
     about = str(header.metadata.get("general.name") or header.source)

@@ -1,4 +1,4 @@
-"""Architecture text to a syntax tree (see tree.py), and where the shipped architectures are."""
+"""Architecture text to a syntax tree (see tree.py)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from .build import Builder
 from .comments import attach
 from .errors import BrioletteError, SpecError
 from .explain import explain
+from .files import example as example
+from .files import read
+from .files import shipped as shipped
+from .files import sizes as sizes
 from .tree import Architecture as Architecture
 
 
@@ -86,35 +90,7 @@ def _too_deep(file: str) -> NoReturn:
 
 def load(path: str | Path) -> Architecture:
     """Parses an `.arch` file. Raises `SpecError` when it cannot be read or does not parse."""
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise SpecError(f"cannot read the architecture file {path}: {error.strerror}") from None
-    if data.startswith(b"GGUF"):
-        raise SpecError(f"{path} is a model file; an architecture file is text and starts with `arch NAME`")
-    try:
-        return parse(data.decode("utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        byte = f"byte 0x{data[error.start]:02x}"
-        raise SpecError(f"{path}:{line}: {byte} is not UTF-8 text; save the file as UTF-8") from None
-
-
-def shipped() -> dict[str, Path]:
-    """The architectures that come with the package, by name."""
-    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.arch"))}
-
-
-def example(architecture: str) -> Path | None:
-    """The file with example sizes of a shipped architecture, where there is one."""
-    path = Path(__file__).parent / "examples" / f"{architecture}.json"
-    return path if path.exists() else None
-
-
-def sizes() -> dict[str, Path]:
-    """The files with the sizes of published models, by the model's name."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "sizes").glob("*.json"))}
+    return parse(read(path), str(Path(path)))
 
 
 def find(architecture: str) -> Architecture:

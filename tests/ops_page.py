@@ -126,7 +126,7 @@ def backends() -> Iterator[str]:
     yield row("---", "---", "---")
     native = kernels()
     for name, op in OPS.items():
-        yield row(f"`{name}`", "numpy" if name in reference.ops else "—", on_cpu(op, native))
+        yield row(f"`{name}`", "numpy" if name in reference.ops() else "—", on_cpu(op, native))
 
 
 def on_cpu(op: Op, native: dict[str, tuple[str, ...]]) -> str:

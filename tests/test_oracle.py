@@ -35,8 +35,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import briolette
-from briolette.backends.base import WEIGHTS, Options, Weights, array_of
+from briolette.backends.base import WEIGHTS, Options, Weights
 from briolette.backends.cpu.engine import CpuEngine
+from briolette.backends.reading import array_of
 from briolette.backends.reference import ReferenceEngine
 from briolette.compiler.dims import symbol
 from briolette.compiler.header import TensorInfo
@@ -45,7 +46,7 @@ from briolette.compiler.ir import Module, Node, Type, rebuilt, topological
 from briolette.compiler.ops import node, with_args
 from briolette.compiler.pipeline import Form, front, optimise
 from briolette.engine.gguf import GgufFile, open_gguf
-from briolette.engine.model import architecture
+from briolette.engine.source import architecture
 
 HERE = Path(__file__).parent
 OURS = {p.stem: p for p in sorted((HERE / "oracle" / "models").glob("*.gguf"))}

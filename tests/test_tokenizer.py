@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header
 from briolette.engine.bpe import StringIndex, merge
-from briolette.engine.gguf import open_gguf
+from briolette.engine.gguf import StringArray, open_gguf
 from briolette.engine.pretokenize import BYTE_SYMBOLS, PRETOKENIZERS
 from briolette.engine.tokenizer import Tokenizer
 
@@ -172,6 +174,33 @@ def test_string_index_finds_all_and_nothing_else(gemma4_vocab_path: Path) -> Non
     for place in range(0, len(tokens), 613):
         assert index.get(tokens.encoded(place)) == place
         assert index.get(tokens.encoded(place) + b"\xff") is None
+
+
+def string_array(texts: list[bytes]) -> StringArray:
+    """Texts as they lie in a file, with something before them."""
+    raw, starts = b"before", []
+    for text in texts:
+        raw += struct.pack("<Q", len(text))
+        starts.append(len(raw))
+        raw += text
+    return StringArray(raw, np.array(starts), len(raw))
+
+
+@example([b"", b"a", b"\0", b"12345678", b"123456789", b"", b"a" * 256, b"a" * 257, bytes(300)])
+@given(st.lists(st.binary(max_size=40) | st.integers(0, 600).map(lambda n: b"x" * n), min_size=1, max_size=60))
+def test_string_index_is_a_dictionary(texts: list[bytes]) -> None:
+    strings = string_array(texts)
+    last, first = StringIndex(strings), StringIndex(strings, first=True)
+    for text in texts:
+        assert first.get(text) == texts.index(text)
+        assert last.get(text) == len(texts) - 1 - texts[::-1].index(text)
+        assert (first.get(text + b"!") is None) == (text + b"!" not in texts)
+
+
+def test_strings_spread_over_the_index(gemma4_vocab_path: Path) -> None:
+    """A search looks at a few strings: pairs of tokens, which have much in common, are the hardest."""
+    index = StringIndex(open_gguf(gemma4_vocab_path).header.metadata["tokenizer.ggml.merges"])
+    assert np.diff(np.array(index._ends)).max() <= 12
 
 
 # Small vocabularies, written out.

@@ -17,13 +17,14 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from briolette.compiler.opset.matrices import TILE
+from briolette.compiler.tiles import TILE
 
 from .build import F32, I32, I64, PTR, Build, Target, Value
-from .jit import Library, cached_object, compile_object, object_key
+from .jit import Library, compile_object
 from .pack import aligned
-from .packing import AHEAD, LINE
-from .quads import WORD, emit_dot4
+from .packing import AHEAD, LINE, WORD
+from .quads import emit_dot4
+from .store import kept, key_of
 
 STREAMS, SPAN = 4, 256  # that a thread reads side by side; bytes of each in a turn
 NEAR = 8192  # bytes that multiplications read their operands from: a part of the nearest cache
@@ -53,7 +54,7 @@ class Ceilings:
 def measure(threads: int, target: Target | None = None) -> Ceilings:
     """The ceilings of this machine for so many threads; takes about half a second."""
     target = target or Target.host()
-    library = Library(cached_object(object_key(target, ["ceilings"]), lambda: code(target)), target)
+    library = Library([kept(f"{key_of(target, ['ceilings'])}.o", lambda: code(target))], target)
     run = {name: SIGNATURE(library.address(name)) for name in KERNELS}
     near = [aligned(NEAR) for _ in range(threads)]
     with ThreadPoolExecutor(threads) as pool:

@@ -16,6 +16,7 @@ from briolette.compiler.plan import Plan, base, writes_cache
 from briolette.compiler.views import view_of
 
 from .build import I64, PTR, VOID, Build, Target, Value
+from .context import FIELDS, OF_OTHERS
 from .describe import in_order, kernel_key, linear_spec, quantised, row_shape, row_stride, rows_spec, tiling
 from .kernels import (
     attend,
@@ -30,26 +31,13 @@ from .kernels import (
     rows,
     small,
 )
-from .profile import Marks, Unmarked
-from .runtime_ir import FIELDS, OF_OTHERS, emit_barrier
+from .marks import Marks, Unmarked
+from .record import Plane
+from .runtime_ir import emit_barrier
 
 PAGE = 4096
-
-
-@dataclass(frozen=True)
-class Plane:
-    """A plane of the KV cache: [heads, capacity, size] of dtype, read with a window or without. Of a near plane the
-    window is what counts as recent; the first `sink` positions stay. grouped: whether it holds whole groups of
-    positions, as planes of codes do, and those that are read beside them."""
-
-    slot: int
-    plane: str
-    heads: int
-    size: int
-    dtype: str
-    window: int | None
-    sink: int = 0
-    grouped: bool = False
+KERNEL, GLUE = 2, 0  # LLVM's levels: of what loops over numbers, and of what only calls it
+Done = Callable[[list[ir.Function], int], None]
 
 
 @dataclass(frozen=True)
@@ -125,22 +113,32 @@ def planes_of(plan: Plan) -> list[Plane]:
 
 
 class Emitter:
-    """Emits programs into one module; equal kernels are shared among them. `profiled` programs take their time."""
+    """Emits programs into one module; equal kernels are shared among them. `profiled` programs take their time.
 
-    def __init__(self, target: Target, profiled: bool = False):
-        self.target, self.profiled = target, profiled
+    done: told of functions that are complete, while others are not, and of LLVM's level for them.
+    """
+
+    def __init__(self, target: Target, profiled: bool = False, done: Done = lambda functions, level: None):
+        self.target, self.profiled, self.done = target, profiled, done
         self.module = ir.Module()
         self.module.triple = target.triple
         self.kernels: dict[str, ir.Function] = {}
         self.barrier = emit_barrier(self.module, target)
+        self.done([self.barrier], KERNEL)
 
     def program(self, name: str, plan: Plan, layout: Layout) -> None:
         """`void name(ptr context, i64 tid)`: one step, run by every thread."""
-        _Program(self, name, plan, layout).emit()
+        program = _Program(self, name, plan, layout)
+        program.emit()
+        self.done([program.function], GLUE)
 
     def kernel(self, family: str, key: str, make: Callable[[str], ir.Function]) -> ir.Function:
+        """The kernel of a key. It may need others of its own, which are complete when it is."""
         if key not in self.kernels:
+            before = len(self.module.globals)
             self.kernels[key] = make(f"{family}.{hashlib.sha256(key.encode()).hexdigest()[:12]}")
+            made = list(self.module.globals.values())[before:]
+            self.done([item for item in made if isinstance(item, ir.Function) and item.blocks], KERNEL)
         return self.kernels[key]
 
 
@@ -150,9 +148,9 @@ class _Program:
         self.target, self.module = emitter.target, emitter.module
         self.weight_at = {item: i for i, item in enumerate(layout.weights)}
         self.plane_at = {(p.slot, p.plane): i for i, p in enumerate(layout.planes)}
-        function = ir.Function(self.module, ir.FunctionType(VOID, [PTR, I64]), name)
-        self.b = Build(ir.IRBuilder(function.append_basic_block("entry")), self.target)
-        self.context, self.tid = function.args
+        self.function = ir.Function(self.module, ir.FunctionType(VOID, [PTR, I64]), name)
+        self.b = Build(ir.IRBuilder(self.function.append_basic_block("entry")), self.target)
+        self.context, self.tid = self.function.args
         self.fields = {name: self.load_field(name) for name in FIELDS if name not in OF_OTHERS}
         self.marks = Marks(self.b, self.load_field("profile"), self.tid, plan) if emitter.profiled else Unmarked()
 

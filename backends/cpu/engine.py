@@ -5,89 +5,49 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from llvmlite import ir
 from numpy.typing import NDArray
 
-from briolette.compiler.ir import Module, Node
-from briolette.compiler.pipeline import optimise
-from briolette.compiler.plan import Plan, plan
-from briolette.compiler.text import print_module
-from briolette.compiler.views import view_of
-
-from ..base import F32Array, Options, TokenRows, Weights, array_of, checked, checked_rows, token_ids, vocabulary_of
-from .build import Target
-from .emit import Emitter, Plane, layout_of
-from .jit import Library, cached_object, compile_object, object_key
-from .memory import (
-    GROUP_OF,
-    GROUPS,
-    SMALL_BATCH,
-    arena_bytes,
-    form_of,
-    memory,
-    plane_memory,
-    positions_held,
-    result_bytes,
-    rows_of,
-    scratch_bytes,
-)
-from .pack import Packed, aligned, whole
-from .profile import Clock, Profile, emit_clock
-from .runtime_ir import CONTEXT_BYTES, emit_start, emit_worker
-from .support import kernels
+from ..base import F32Array, Options, Source, TokenRows, Weights, checked, checked_rows
+from .context import CONTEXT_BYTES
+from .groups import GROUP_OF, GROUPS, SMALL_BATCH, rows_of
+from .jit import Library, compile_object
+from .memory import memory
+from .pack import Packed, aligned, decoded, whole
+from .profile import Clock, Profile
+from .programs import programs_of
+from .record import Plane, Record, Stored
+from .store import joined, kept, key_of, parted
+from .target import Target
 from .threads import Team
+
+if TYPE_CHECKING:  # what is kept from an earlier run needs no compiler
+    from briolette.compiler.ir import Module, Node
+    from briolette.compiler.plan import Plan
 
 __all__ = ["GROUPS", "CpuEngine", "compile", "memory"]
 
 name = "cpu"
-ops = frozenset(kernels())
 
 
 class _Group:
     """Programs in one object file, and the tables and memory they are given."""
 
-    def __init__(self, plans: dict[str, Plan], engine: CpuEngine, profiled: bool = False):
-        self.plans, self.profiled, target = plans, profiled, engine.target
-        self.layout = layout_of(list(plans.values()))
-        parts = [f"{name} {p.rows}\n{print_module(p.module)}" for name, p in plans.items()]
-        key = object_key(target, ["profiled", *parts] if profiled else parts)
-        self.library = Library(cached_object(key, lambda: self.compile(target)), target)
-        self.addresses = {name: self.library.address(name) for name in plans}
-        self.results = {name: view_of(plan.module.outputs[0]) for name, plan in plans.items()}
-        self.arena = aligned(arena_bytes(list(plans.values())))
-        self.scratch = aligned(scratch_bytes(self.layout, engine.options.threads))
-        self.weights = np.array([engine.address_of(w) for w in self.layout.weights], np.uint64)
+    def __init__(self, record: Record, library: Library, engine: CpuEngine, profiled: bool = False):
+        self.record, self.library, self.profiled = record, library, profiled
+        self.addresses = {name: library.address(name) for name in record.results}
+        self.arena = aligned(record.arena)
+        self.scratch = aligned(record.scratch_bytes(engine.options.threads))
+        self.weights = np.array([engine.address_of(w) for w in record.weights], np.uint64)
         self.fields = {
             "arena": self.arena.ctypes.data,
             "weights": self.weights.ctypes.data,
             "scratch": self.scratch.ctypes.data,
-            "scratch_stride": self.layout.scratch,
-            **engine.cache_tables(self.layout.planes),
+            "scratch_stride": record.scratch,
+            **engine.cache_tables(record.planes),
         }
-
-    def kept(self, program: str, out: F32Array, rows: int) -> list[NDArray[Any]]:
-        """What a program's outputs after the first were, after a step; `out` is the memory of the first."""
-        found = []
-        for output in self.plans[program].module.outputs[1:]:
-            view = view_of(output)
-            buffer = self.plans[program].buffers.get(view.base)
-            assert buffer is not None or view.base is view_of(self.plans[program].module.outputs[0]).base
-            memory = out if buffer is None else self.arena[buffer.offset : buffer.offset + buffer.bytes]
-            dtype = np.int32 if output.type.dtype == "i32" else np.float32
-            found.append(view.show(memory.view(dtype), {"T": rows}).copy())
-        return found
-
-    def compile(self, target: Target) -> bytes:
-        emitter = Emitter(target, self.profiled)
-        if self.profiled:
-            emit_clock(emitter.module, target)
-        for name, planned in self.plans.items():
-            emitter.program(name, planned, self.layout)
-        return compile_object(emitter.module, target)
 
 
 class CpuEngine:
@@ -99,9 +59,10 @@ class CpuEngine:
     Several Python threads may use one engine; their steps take turns.
     """
 
-    def __init__(self, module: Module, weights: Weights, options: Options, target: Target | None = None):
-        self.module, self.weights, self.options = module, weights, options
-        self.target = target or Target.host()
+    def __init__(self, source: Source | Module, weights: Weights, options: Options, target: Target | None = None):
+        self.programs = programs_of(source, target)
+        self.target = self.programs.target
+        self.weights, self.options = weights, options
         self.context = aligned(CONTEXT_BYTES)
         self.planes: dict[tuple[int, str], _Plane] = {}
         # The first position that a ring of each length still holds of a sequence. It does not go back when a
@@ -114,11 +75,20 @@ class CpuEngine:
         self.groups: dict[str, _Group] = {}
         self.profiled_groups: dict[str, _Group] = {}
         self.profiles: dict[str, Profile] | None = None  # by program, while they are taken
-        self.vocabulary, self.token_ids = vocabulary_of(module), token_ids(module)
-        runtime = Library(cached_object(object_key(self.target, ["runtime"]), self._compile_runtime), self.target)
+        runtime = Library([kept(f"{key_of(self.target, ['runtime'])}.o", self._compile_runtime)], self.target)
         entries = runtime.address("worker"), runtime.address("start")
         self.team = Team(self.context.ctypes.data, options.threads, *entries, keep=[self.context, runtime])
         weakref.finalize(self, self.team.dismiss)
+
+    @property
+    def vocabulary(self) -> int:
+        """See `base.Engine.vocabulary`."""
+        return self.programs.vocabulary
+
+    @property
+    def token_ids(self) -> int:
+        """How many tokens the model knows."""
+        return self.programs.token_ids
 
     @property
     def allocated(self) -> dict[str, int]:
@@ -172,17 +142,21 @@ class CpuEngine:
         self, tokens: Sequence[int], wanted: Sequence[Node], last: Mapping[Node, int] | None = None
     ) -> list[NDArray[Any]]:
         """See `base.Engine.values`."""
+        from .compilation import code_of, record_of, watching
+
         given, chunk = checked(tokens, 0, self.token_ids, self.options), rows_of("all", self.options)
-        watched = replace(self.module, outputs=(self.module.outputs[0], *wanted))
-        plainly = replace(self.options, weights="mapped")  # in f32, as the program means it
-        planned = plan(optimise(watched, form_of("all", plainly)), chunk)
+        module = self.programs.source.module
+        planned = {"values": watching(module, tuple(wanted), self.options)}
+        record = record_of(module, planned, self.target)
+        code = parted(kept(f"{record.code}.o", lambda: joined(code_of(planned, self.target))))
         parts = []
         with self.team.mine():
-            loaded = _Group({"values": planned}, self)
+            loaded = _Group(record, Library(code, self.target), self)
             self.team.keep.append(loaded.library)
             for at in range(0, len(given), chunk):
                 part = given.part(at, chunk)
-                found = loaded.kept("values", self._call(loaded, "values", part), len(part))
+                out = self._call(loaded, "values", part)
+                found = _watched(planned["values"], loaded.arena, out, len(part))
                 for i, item in enumerate(wanted):
                     if last and item in last:  # copied: a part of a value keeps all of it
                         found[i] = found[i][max(0, len(given) - last[item] - at) :].copy()
@@ -214,13 +188,8 @@ class CpuEngine:
     def _run(self, program: str, rows: TokenRows, to: F32Array | None = None) -> F32Array:
         """Runs a program; gives its logits, in `to` if that is given: they are large, and a copy takes its time."""
         loaded = self.group(GROUP_OF[program])
-        view = loaded.results[program]
-        fits = to is not None and view.contiguous and to.nbytes == result_bytes(view, len(rows))
-        out = self._call(loaded, program, rows, to.reshape(-1) if to is not None and fits else None)
-        found = view.show(out, {"T": len(rows)}).reshape(-1, self.vocabulary)
-        if to is not None and not fits:
-            to[:] = found
-        return found
+        out = self._call(loaded, program, rows, None if to is None else to.reshape(-1))
+        return out.reshape(-1, self.vocabulary)
 
     def _call(self, loaded: _Group, program: str, rows: TokenRows, out: F32Array | None = None) -> F32Array:
         """Runs a program; gives the memory of its first output, `out` if that is given."""
@@ -231,7 +200,7 @@ class CpuEngine:
                 before = self.oldest.get((sequence, ring), 0)
                 self.oldest[sequence, ring] = max(min(before, start), end - ring)
         if out is None:
-            out = np.empty(result_bytes(loaded.results[program], len(rows)) // 4, np.float32)
+            out = np.empty(loaded.record.result_size(program, len(rows)), np.float32)
         fields = loaded.fields | {
             "tokens": rows.ids.ctypes.data,
             "positions": rows.positions.ctypes.data,
@@ -240,7 +209,7 @@ class CpuEngine:
             "rows": len(rows),
         }
         if self.profiles is not None and loaded.profiled:
-            taken = self.profiles.setdefault(program, Profile(loaded.plans[program], self.options.threads))
+            taken = self.profiles.setdefault(program, Profile(self.plan(program), self.options.threads))
             taken.steps += 1
             fields["profile"] = taken.table.ctypes.data
         self.team.run(loaded.addresses[program], fields)
@@ -267,26 +236,27 @@ class CpuEngine:
         profiled = self.profiles is not None
         groups = self.profiled_groups if profiled else self.groups
         if name not in groups:
-            groups[name] = _Group({form: self.plan(form) for form in GROUPS[name]}, self, profiled)
+            record = self.programs.record(name, self.options)
+            with self.packed.making(record.weights):  # while what is not kept is compiled
+                library = self.programs.library(name, self.options, profiled)
+            groups[name] = _Group(record, library, self, profiled)
             self.team.keep.append(groups[name].library)
         return groups[name]
 
     def plan(self, form: str) -> Plan:
         """A planned program: decode, prefill, all, few or batch."""
-        wanted = form_of(form, self.options)
-        return plan(optimise(self.module, wanted), rows_of(form, self.options))
+        return self.programs.compilation.plan(form, self.options)
 
-    def address_of(self, item: Node) -> int:
-        """Where a weight lies: in the mapped file, or decoded where f32 is wanted of something else."""
-        if item.op == "weight":
+    def address_of(self, item: Stored) -> int:
+        """Where a weight lies: in the mapped file, packed, or decoded where f32 is wanted of something else."""
+        if item.how == "weight":
             self.kept.append(whole(self.weights, item))
             return int(self.kept[-1].ctypes.data)
-        if item.op == "pack":
-            return self.packed.address_of(item.args[0])
-        name = item.args[0]["name"]
-        if name not in self.decoded:
-            self.decoded[name] = np.ascontiguousarray(array_of(self.weights, self.module, name))
-        return int(self.decoded[name].ctypes.data)
+        if item.how == "pack":
+            return self.packed.address_of(item)
+        if item.name not in self.decoded:
+            self.decoded[item.name] = decoded(self.weights, item)
+        return int(self.decoded[item.name].ctypes.data)
 
     def cache_tables(self, planes: tuple[Plane, ...]) -> dict[str, int]:
         """Tables of plane addresses and capacities; planes are allocated once for all programs."""
@@ -300,11 +270,24 @@ class CpuEngine:
         return {"planes": addresses.ctypes.data, "capacities": capacities.ctypes.data}
 
     def _compile_runtime(self) -> bytes:
-        module = ir.Module()
-        module.triple = self.target.triple
-        emit_worker(module, self.target)
-        emit_start(module, self.target)
-        return compile_object(module, self.target)
+        from .runtime_ir import runtime_module
+
+        return compile_object(runtime_module(self.target), self.target)
+
+
+def _watched(planned: Plan, arena: NDArray[np.uint8], out: F32Array, rows: int) -> list[NDArray[Any]]:
+    """What a program's outputs after the first were, after a step; `out` is the memory of the first."""
+    from briolette.compiler.views import view_of
+
+    found, first = [], view_of(planned.module.outputs[0]).base
+    for output in planned.module.outputs[1:]:
+        view = view_of(output)
+        buffer = planned.buffers.get(view.base)
+        assert buffer is not None or view.base is first
+        memory = out if buffer is None else arena[buffer.offset : buffer.offset + buffer.bytes]
+        dtype = np.int32 if output.type.dtype == "i32" else np.float32
+        found.append(view.show(memory.view(dtype), {"T": rows}).copy())
+    return found
 
 
 class _Plane:
@@ -312,9 +295,16 @@ class _Plane:
     written, behind the first positions where those stay."""
 
     def __init__(self, of: Plane, options: Options):
-        self.of, self.capacity = of, positions_held(of, options)
+        self.of, self.capacity = of, of.positions(options)
         self.ring = self.capacity - of.sink
-        self.memory = aligned(plane_memory(of, options).bytes)
+        self.memory = aligned(of.memory(options).bytes)
+
+
+def ops() -> frozenset[str]:
+    """See `base.Backend.ops`."""
+    from .support import kernels
+
+    return frozenset(kernels())
 
 
 def default_weights() -> str:
@@ -322,6 +312,6 @@ def default_weights() -> str:
     return "packed" if Target.host().multiplies_bytes else "mapped"
 
 
-def compile(module: Module, weights: Weights, options: Options) -> CpuEngine:
-    """An engine for the unrolled module."""
-    return CpuEngine(module, weights, options)
+def compile(source: Source | Module, weights: Weights, options: Options) -> CpuEngine:
+    """See `base.Backend.compile`."""
+    return CpuEngine(source, weights, options)

@@ -1,131 +1,39 @@
-"""LLVM modules to machine code, kept on disk between runs.
-
-The cache is a folder of object files, named by a hash of all that went into them. Writers put a
-complete file in place with one rename, so processes that write at once do no harm; a file that does
-not carry its own hash (a torn disk, a full one) is compiled again. What was not used for longest is
-removed when the folder has grown beyond `CACHE_LIMIT`.
-"""
+"""LLVM modules to machine code, and machine code to functions that can be called."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import tempfile
-import time
-from collections.abc import Callable, Iterable
-from functools import cache
-from pathlib import Path
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import llvmlite
 import llvmlite.binding as llvm
-from llvmlite import ir
 
-from briolette.compiler import ops
+from .target import Target
 
-from .build import Target
-
-CACHE_LIMIT = 512 << 20  # bytes
-WRITING = ".writing-"  # how the names of unfinished files begin
-ABANDONED = 3600  # seconds after which a half-written file belongs to a writer that was killed
-
-
-def cache_folder() -> Path:
-    """Where object files are kept: $BRIOLETTE_CACHE, or briolette/ in the user's cache folder.
-
-    Raises RuntimeError where the user has no home.
-    """
-    if chosen := os.environ.get("BRIOLETTE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "briolette"
-
-
-@cache
-def code_version() -> str:
-    """A hash of all that makes code of a printed module: changing a kernel's source, what an op means or
-    where the planner puts a buffer must not find old objects."""
-    backends = Path(__file__).parents[1]
-    sources = [*backends.glob("*.py"), *backends.glob("cpu/**/*.py"), *Path(ops.__file__).parent.rglob("*.py")]
-    digest = hashlib.sha256(f"{llvmlite.__version__} {llvm.llvm_version_info}".encode())
-    for path in sorted(sources):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def object_key(target: Target, parts: Iterable[str]) -> str:
-    digest = hashlib.sha256(f"{code_version()} {target}".encode())
-    for part in parts:
-        digest.update(b"\0" + part.encode())
-    return digest.hexdigest()
+if TYPE_CHECKING:  # emitting takes a good part of a second to import, and what is kept needs none
+    from llvmlite import ir
 
 
 def compile_object(module: ir.Module, target: Target) -> bytes:
     """Machine code of a module. No IR passes are run: kernels are emitted as they shall be."""
-    parsed = llvm.parse_assembly(str(module))
+    return compile_text(str(module), target)
+
+
+def compile_text(text: str, target: Target, level: int = 2) -> bytes:
+    """The same of a module's text, at one of LLVM's levels of optimisation."""
+    parsed = llvm.parse_assembly(text, llvm.create_context())
     parsed.verify()
-    code: bytes = target.machine().emit_object(parsed)
+    code: bytes = target.machine(level).emit_object(parsed)
     return code
-
-
-def cached_object(key: str, make: Callable[[], bytes]) -> bytes:
-    """The object file of a key, from disk or from `make`. A folder that cannot be written is no error."""
-    try:
-        path = cache_folder() / "objects" / f"{key}.o"
-    except RuntimeError:
-        return make()
-    with contextlib.suppress(OSError):
-        stored = path.read_bytes()
-        if hashlib.sha256(stored[32:]).digest() == stored[:32]:
-            with contextlib.suppress(OSError):
-                os.utime(path)  # used just now: the last to be removed
-            return stored[32:]
-    code = make()
-    with contextlib.suppress(OSError):
-        _put(path, hashlib.sha256(code).digest() + code)
-        _prune(path.parent)
-    return code
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Writes a whole file under a name of its own, then gives it its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=WRITING)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):  # an interruption may come after the file has its name
-            os.unlink(temporary)
-        raise
-
-
-def _prune(folder: Path) -> None:
-    """Removes the objects that were not used for longest, as far as there are too many."""
-    found = []
-    for entry in os.scandir(folder):
-        with contextlib.suppress(OSError):  # another process may remove the same file
-            state = entry.stat()
-            if not entry.name.startswith(WRITING):
-                found.append((state.st_mtime, state.st_size, entry.path))
-            elif state.st_mtime < time.time() - ABANDONED:
-                os.unlink(entry.path)
-    excess = sum(size for _, size, _ in found) - CACHE_LIMIT
-    for _, size, path in sorted(found):
-        if excess <= 0:
-            break
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        excess -= size
 
 
 class Library:
-    """Loaded machine code; functions by name. The code lives as long as this object."""
+    """Loaded machine code of objects that may call each other; functions by name. It lives as long as this does."""
 
-    def __init__(self, code: bytes, target: Target):
+    def __init__(self, objects: Sequence[bytes], target: Target):
         self.machine = target.machine()
         self.engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self.machine)
-        self.engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        for code in objects:
+            self.engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         self.engine.finalize_object()
 
     def address(self, name: str) -> int:

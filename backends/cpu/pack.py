@@ -1,28 +1,30 @@
-"""Packs weights when they are loaded: native code, all threads, one tensor after the other."""
+"""Packs weights when they are loaded: native code, on all threads."""
 
 from __future__ import annotations
 
 import ctypes
-import math
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numpy.typing import NDArray
 
-from briolette.compiler.dims import evaluate
 from briolette.compiler.errors import BrioletteError
-from briolette.compiler.ir import Node
-from briolette.compiler.opset.matrices import TILE
+from briolette.compiler.tiles import TILE
 
-from ..base import Weights, stored_bytes
-from .build import Target
-from .jit import Library, cached_object, compile_object, object_key
-from .packing import Packing, emit_pack, packing
+from .. import formats
+from ..base import Weights
+from .jit import Library, compile_object
+from .packing import Packing, packing
+from .record import Stored
+from .store import kept, key_of
+from .target import Target
 
 CACHE_LINE = 64
-STRIPE = 16 << 20  # bytes of a tensor packed before the file's pages of it are given back
+STRIPE = 8 << 20  # bytes of a tensor that a thread packs before the file's pages of it are given back
 SIGNATURE = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3)
 
 
@@ -34,24 +36,28 @@ def aligned(count: int, dtype: type = np.uint8, align: int = CACHE_LINE) -> NDAr
     return raw[start : start + size].view(dtype)
 
 
-def whole(weights: Weights, item: Node) -> NDArray[np.uint8]:
-    """A tensor's bytes. Raises BrioletteError where they are not those of a `weight` node."""
-    stored, wanted = weights.stored(item["name"]), stored_bytes(item)
-    if stored.nbytes != wanted or not stored.flags.c_contiguous:
-        raise BrioletteError(
-            f"tensor {item['name']} has {stored.nbytes} bytes; {item.type} needs {wanted}, in one piece"
-        )
-    return stored
+def whole(weights: Weights, item: Stored) -> NDArray[np.uint8]:
+    """A tensor's bytes. Raises BrioletteError where they are not those that programs were made for."""
+    found = weights.stored(item.name)
+    if found.nbytes != item.file_bytes or not found.flags.c_contiguous:
+        wanted = f"{list(item.shape)} {item.format} needs {item.file_bytes}"
+        raise BrioletteError(f"tensor {item.name} has {found.nbytes} bytes; {wanted}, in one piece")
+    return found
 
 
-def packed_bytes(item: Node) -> int:
-    """What a `weight` node takes when it is packed."""
-    *rows, columns = (evaluate(size, {}) for size in item.shape)
-    return packing(item.type.dtype, columns).row_bytes(columns) * math.prod(rows)
+def decoded(weights: Weights, item: Stored) -> NDArray[np.float32]:
+    """A tensor as f32, in its shape."""
+    rows = whole(weights, item).reshape(item.rows, -1)
+    return np.ascontiguousarray(formats.decode(item.format, rows).reshape(item.shape))
+
+
+def packed_bytes(item: Stored) -> int:
+    """What a tensor takes when it is packed."""
+    return packing(item.format, item.columns).row_bytes(item.columns) * item.rows
 
 
 class Packed:
-    """The packed weights of a model; each is made when it is first asked for."""
+    """The packed weights of a model; each is made once."""
 
     def __init__(self, weights: Weights, target: Target, threads: int):
         self.weights, self.target, self.threads = weights, target, threads
@@ -62,43 +68,55 @@ class Packed:
     def nbytes(self) -> int:
         return sum(array.nbytes for array in self.arrays.values())
 
-    def address_of(self, item: Node) -> int:
-        """Where the packed form of a `weight` node lies."""
-        name = item["name"]
-        if name not in self.arrays:
-            self.arrays[name] = self._pack(item)
-        return int(self.arrays[name].ctypes.data)
+    @contextmanager
+    def making(self, weights: Iterable[Stored]) -> Iterator[None]:
+        """Packs those weights that are to be packed and are not, while the caller does something else: when that is
+        over, all are. Stripes of one tensor, and small tensors, are packed side by side."""
+        made: dict[str, NDArray[Any]] = {}
+        stripes: list[Callable[[], None]] = []
+        for item in weights:
+            if item.how == "pack" and item.name not in self.arrays and item.name not in made:
+                made[item.name] = aligned(packed_bytes(item))
+                stripes += self._stripes(item, made[item.name])
+        if not stripes:
+            yield
+            return
+        pool = ThreadPoolExecutor(self.threads)  # ctypes lets go of the interpreter's lock
+        try:
+            done = pool.map(lambda stripe: stripe(), stripes)
+            yield
+            list(done)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        self.arrays |= made
 
-    def _pack(self, item: Node) -> NDArray[Any]:
-        stored = whole(self.weights, item)
-        *rows, columns = (evaluate(size, {}) for size in item.shape)
-        how = packing(item.type.dtype, columns)
-        tiles, units = int(np.prod(rows)) // TILE, columns // how.elements
-        made = aligned(packed_bytes(item))
+    def address_of(self, item: Stored) -> int:
+        """Where the packed form of a tensor lies."""
+        return int(self.arrays[item.name].ctypes.data)
+
+    def _stripes(self, item: Stored, made: NDArray[Any]) -> Iterator[Callable[[], None]]:
+        """What packs a tensor, in parts that threads may share."""
+        stored, how = whole(self.weights, item), packing(item.format, item.columns)
+        tiles, units = item.rows // TILE, item.columns // how.elements
         function = SIGNATURE(self._library(how).address("pack"))
-        stripe = max(self.threads, STRIPE * tiles // max(1, stored.nbytes))
-        with ThreadPoolExecutor(self.threads) as pool:  # ctypes lets go of the interpreter's lock
-            for start in range(0, tiles, stripe):
-                count = min(stripe, tiles - start)
-                ends = [start + count * part // self.threads for part in range(self.threads + 1)]
+        addresses = stored.ctypes.data, made.ctypes.data
 
-                def part(index: int, ends: list[int] = ends) -> None:
-                    function(stored.ctypes.data, made.ctypes.data, ends[index], ends[index + 1], units)
+        def pack(start: int, end: int) -> None:
+            function(*addresses, start, end, units)
+            self.weights.forget(item.name)  # now, so that a large tensor is never twice in memory
 
-                list(pool.map(part, range(self.threads)))
-                self.weights.forget(item["name"])  # now, so that a large tensor is never twice in memory
-        return made
+        step = max(1, STRIPE * tiles // max(1, stored.nbytes))
+        for start in range(0, tiles, step):
+            yield partial(pack, start, min(start + step, tiles))
 
     def _library(self, how: Packing) -> Library:
         name = f"{how.blocks} {how.format.name}"
         if name not in self.libraries:
 
             def compile() -> bytes:
-                module = ir.Module()
-                module.triple = self.target.triple
-                emit_pack(module, self.target, "pack", how)
-                return compile_object(module, self.target)
+                from .pack_ir import pack_module
 
-            key = object_key(self.target, ["pack", name])
-            self.libraries[name] = Library(cached_object(key, compile), self.target)
+                return compile_object(pack_module(self.target, how), self.target)
+
+            self.libraries[name] = Library([kept(f"{key_of(self.target, ['pack', name])}.o", compile)], self.target)
         return self.libraries[name]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from briolette.compiler.opset.matrices import TILE
+from briolette.compiler.tiles import TILE
 
 from .build import I8, I16, I32, Build, Value
+from .packing import WORD
 
-WORD = 4  # bytes
 BYTES = 0x01010101  # times a byte: that byte four times
 
 

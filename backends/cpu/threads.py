@@ -16,7 +16,7 @@ from typing import Any
 
 from briolette.compiler.errors import BrioletteError
 
-from .runtime_ir import FIELDS
+from .context import FIELDS
 
 # Turns of the spin loop before a thread goes to sleep: about a millisecond, far more than lies
 # between two tokens of a running generation.

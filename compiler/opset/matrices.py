@@ -9,14 +9,10 @@ import numpy as np
 from ..dims import product
 from ..ir import Type
 from ..optable import REQUIRED, Array, Context, Draw, Sample, need, op
+from ..tiles import BLOCK, BLOCKS, LEAST, LEVELS, TILE
 from .basic import sample_one
 
 INPUTS = ("f32", "q8")  # element types that products take
-BLOCK = 32  # quantised rows are made of whole blocks of so many; a scale is for one of them or for several
-BLOCKS = (32, 64, 128)  # of how many
-LEVELS = {8: 127, 16: 127 * 128}  # the largest integer of so many bits: with 16, 128 times one byte plus another
-LEAST = 2.0**-126  # a scale below has no inverse in f32: such a block is zero
-TILE = 16  # rows of a weight that lie interleaved
 
 
 def _known(w: Type, rank: int, what: str) -> None:

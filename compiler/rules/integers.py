@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from ..dims import evaluate
 from ..ir import Node
 from ..ops import node, with_args
-from ..opset.matrices import BLOCK, BLOCKS, TILE
 from ..rewrite import Match, Rule, op, rule
+from ..tiles import BLOCK, BLOCKS, TILE
 
 
 @dataclass(frozen=True)

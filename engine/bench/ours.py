@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import cast
 
 from briolette.backends.cpu.engine import CpuEngine
-from briolette.backends.cpu.memory import GROUP_OF, rows_of
+from briolette.backends.cpu.groups import GROUP_OF, rows_of
 from briolette.engine.model import Model
 
 from .measure import Case
@@ -66,7 +66,7 @@ class Briolette:
     def counted(self, program: str) -> Works:
         """The work of a program's steps."""
         if program not in self.works:
-            self.works[program] = Works(self.engine.group(GROUP_OF[program]).plans[program].module)
+            self.works[program] = Works(self.engine.plan(program).module)
         return self.works[program]
 
     def steps(self, case: Case) -> tuple[str, list[tuple[int, int]]]:

@@ -81,7 +81,7 @@ def _about(source: GgufFile, subject: Briolette) -> dict[str, Any]:
     model = subject.model
     named = "synthetic" if isinstance(source, Synthetic) else "file"
     options = {"kv": model.options.cache, "weights": model.options.weights, "chunk": model.options.chunk}
-    told = {"name": model.header.metadata.get("general.name"), "spec": model.module.name, "bytes": source.size}
+    told = {"name": model.header.metadata.get("general.name"), "spec": model.source.name, "bytes": source.size}
     return {"model": {"file": None, "synthetic": None} | {named: str(source.path)} | told, "options": options}
 
 

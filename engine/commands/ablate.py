@@ -13,7 +13,8 @@ from briolette.engine.ablation import Ablation, Worth
 from briolette.engine.ablation import ablate as measure
 from briolette.engine.divergence import Score
 from briolette.engine.gguf import GgufFile, open_gguf
-from briolette.engine.model import architecture, cores
+from briolette.engine.model import cores
+from briolette.engine.source import architecture
 from briolette.engine.tokenizer import Tokenizer
 from briolette.engine.words import ids_of
 

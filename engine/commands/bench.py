@@ -7,7 +7,6 @@ from typing import Any
 
 from briolette.backends.cpu import ceilings
 from briolette.compiler.errors import BrioletteError
-from briolette.compiler.pipeline import front
 from briolette.engine.available import available_memory
 from briolette.engine.backends import backend_named
 from briolette.engine.bench.host import machine
@@ -25,7 +24,8 @@ from briolette.engine.bench.synthetic import Synthetic, synthetic
 from briolette.engine.bench.wanted import Wanted
 from briolette.engine.gguf import GgufFile, open_gguf
 from briolette.engine.memory import Planner
-from briolette.engine.model import architecture, options_for
+from briolette.engine.model import options_for
+from briolette.engine.source import source_of
 from briolette.engine.words import size
 
 from .terminal import TELLING, busy, note, result, result_json, table
@@ -68,12 +68,12 @@ def made_up(name: str, wanted: Wanted, options: dict[str, Any]) -> tuple[Synthet
     Raises BrioletteError where this machine has no room for it."""
     model = sizes(name)
     with busy("compiling"):
-        module = front(architecture(options["spec"], model.header), model.header)
+        made = source_of(options["spec"], model.header)
         weights = options["weights"] or backend_named("cpu").default_weights()
         most = max(wanted.threads)
         given = (options["kv"], most, wanted.context, options["chunk"], weights)
-        engine = options_for(synthetic(model), module, *given)
-        planner = Planner(model.header, module, engine.cache)
+        engine = options_for(synthetic(model), *given, made=made)
+        planner = Planner(model.header, made, engine.cache)
         planned, taken = planner.plan(engine), planner.measure(engine)
     engines = len(wanted.prefill) * planned.allocated
     needed, have = engines + planned.peak - planned.allocated + ceilings.memory_size(), available_memory()

@@ -27,7 +27,7 @@ HELP = """\
 
 def prepare(model: Model) -> None:
     """Compiles what the first token needs, or fetches it from the cache of objects."""
-    with busy(f"compiling {model.module.name} for this processor (kept for the next time)"):
+    with busy(f"compiling {model.source.name} for this processor (kept for the next time)"):
         _ = model.tokenizer
         compiled = getattr(model.engine, "group", None)  # an engine without programs has none to prepare
         if compiled is not None:

@@ -8,8 +8,6 @@ from typing import Any
 
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import TensorInfo
-from briolette.compiler.ir import Module
-from briolette.compiler.pipeline import front
 from briolette.compiler.policy import policy_named
 from briolette.compiler.text import layer_ranges, plain
 from briolette.engine.available import available_memory
@@ -17,7 +15,8 @@ from briolette.engine.backends import backend_named
 from briolette.engine.fitting import fitted
 from briolette.engine.gguf import GgufFile, open_gguf
 from briolette.engine.memory import plan_memory
-from briolette.engine.model import architecture, options_for
+from briolette.engine.model import options_for
+from briolette.engine.source import ModelSource, architecture, source_of
 from briolette.engine.tokenizer import Tokenizer
 from briolette.engine.words import short_count, size
 
@@ -80,8 +79,7 @@ def describe(file: GgufFile, options: dict[str, Any]) -> dict[str, Any]:
         found["tokenizer_problem"] = str(problem)
     try:
         with busy("compiling"):
-            module = front(tree or architecture(None, header), header)
-            found |= _program(file, module, options)
+            found |= _program(file, source_of(tree, header), options)
     except BrioletteError as problem:
         if tree is not None:  # the file may be fine: the spec that was given does not fit it
             raise
@@ -89,12 +87,12 @@ def describe(file: GgufFile, options: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _program(file: GgufFile, module: Module, options: dict[str, Any]) -> dict[str, Any]:
+def _program(file: GgufFile, source: ModelSource, options: dict[str, Any]) -> dict[str, Any]:
     """Kinds of layers, and the memory of a CPU engine with these options."""
     wanted = [options["kv"], None, options["context"], options["chunk"]]
-    engine = options_for(file, module, *wanted, backend_named("cpu").default_weights())
-    engine = fitted(file, module, engine, "cpu", available_memory())
-    planned = plan_memory(file, module, engine)
+    engine = options_for(file, *wanted, backend_named("cpu").default_weights(), made=source)
+    engine = fitted(file, source, engine, "cpu", available_memory())
+    planned, module = plan_memory(file, source, engine), source.module
     values = {name: dict(entries) for name, _, entries in module.kinds}
     kinds = [
         {

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from briolette.compiler.cost import kv_token_bytes
-from briolette.compiler.pipeline import front
 from briolette.compiler.policy import policy_named
 from briolette.compiler.text import layer_ranges
 from briolette.engine.available import Available, available_memory, parsed_size
@@ -14,7 +13,8 @@ from briolette.engine.backends import backend_named
 from briolette.engine.fitting import fitted
 from briolette.engine.gguf import open_gguf
 from briolette.engine.memory import KvMemory, MemoryPlan, Planner
-from briolette.engine.model import architecture, context_length, options_for
+from briolette.engine.model import context_length, options_for
+from briolette.engine.source import source_of
 from briolette.engine.words import many, size
 
 from .terminal import busy, result, result_json, table
@@ -29,21 +29,22 @@ def plan(path: str, backend: str, memory: str | None, as_json: bool, options: di
     given = available_memory() if memory is None else Available(parsed_size(memory), "--memory gives")
     file = open_gguf(path)
     with busy("compiling"):
-        module = front(architecture(options["spec"], file.header), file.header)
+        source = source_of(options["spec"], file.header)
         chosen = options["weights"] or backend_named(backend).default_weights()
         given_for = [options[name] for name in ("kv", "threads", "context", "chunk")]
-        engine = options_for(file, module, *given_for, chosen, sequences=options["sequences"])
+        engine = options_for(file, *given_for, chosen, sequences=options["sequences"], made=source)
         if options["weights"] is None:
-            engine = fitted(file, module, engine, backend, given)
-        planner = Planner(file, module, engine.cache, backend)
+            engine = fitted(file, source, engine, backend, given)
+        planner = Planner(file, source, engine.cache, backend)
         planned = planner.plan(engine)
         limit = context_length(file.header)
         chunked = replace(engine, chunk=options["chunk"])
         largest = planner.largest(chunked, given.bytes, limit or MOST_POSITIONS)
         least = planner.plan(replace(engine, context=1, chunk=1)).peak
         coded = policy_named(engine.cache).coded
-        plain = Planner(file, module, PLAIN, backend).plan(engine).kv_bytes if coded else None
+        plain = Planner(file, source, PLAIN, backend).plan(engine).kv_bytes if coded else None
     fits = planned.peak <= given.bytes
+    module = source.module
     whole = sum(kv_token_bytes(module, "f32").values())
     kept = "f32" if sum(kind.token_bytes for kind in planned.kv) == whole else engine.cache
     if as_json:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from briolette.backends.base import Source
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header
 from briolette.compiler.pipeline import Trace, front
 from briolette.engine.comparison import compare
 from briolette.engine.gguf import open_gguf
-from briolette.engine.model import architecture, options_for
+from briolette.engine.model import options_for
 from briolette.engine.report.build import FORMS, default_output
 from briolette.engine.report.build import report as page_of
 from briolette.engine.report.ceilings import machine
 from briolette.engine.report.diffview import diff_section
 from briolette.engine.report.page import Section
+from briolette.engine.source import architecture
 from briolette.engine.subjects import Subject, is_architecture, subject
 from briolette.engine.words import size
 
@@ -51,7 +53,8 @@ def report(
         spec, kv, context, chunk = (options[key] for key in ("spec", "kv", "context", "chunk"))
         tree = architecture(spec, file.header)
         trace = Trace()
-        engine = options_for(file, front(tree, file.header, trace), kv, None, context, chunk)
+        made = Source.of(front(tree, file.header, trace))
+        engine = options_for(file, kv, None, context, chunk, made=made)
         more = [] if other is None else [_beside(path, file.header, trace, subject(other))]
         text = page_of(file, tree, trace, engine, form, machine(bandwidth, peak), more)
     if target is None:

@@ -7,13 +7,15 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+from briolette.backends.base import Source
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Module, nodes_of
 from briolette.compiler.pipeline import STAGES, Trace, form_named, front, optimise, stage_of
 from briolette.compiler.plan import plan
 from briolette.compiler.text import print_module
 from briolette.engine.gguf import open_gguf
-from briolette.engine.model import architecture, options_for
+from briolette.engine.model import options_for
+from briolette.engine.source import architecture
 from briolette.engine.subjects import is_architecture, parted, sized, stage_named
 
 from .terminal import busy, colours, result, result_json, table
@@ -55,7 +57,8 @@ def show(
     trace = Trace()
     with busy("compiling"):
         module = front(tree, header, trace)
-        engine = options_for(header if file is None else file, module, kv, None, context, chunk)
+        made = Source.of(module)
+        engine = options_for(header if file is None else file, kv, None, context, chunk, made=made)
         if stats or memory or stage not in trace.modules:
             module = optimise(module, replace(wanted, cache=engine.cache), trace)
     rows = 1 if form == "decode" else engine.chunk

@@ -18,7 +18,8 @@ from briolette.spec.errors import SpecError
 from briolette.spec.tree import Architecture
 
 from ..gguf import open_gguf
-from ..model import Model, architecture, load
+from ..model import Model, load
+from ..source import architecture
 from ..tracing.compare import Tracing, held_against, same_tokens
 from ..tracing.file import Recording, save
 from ..tracing.file import load as load_trace

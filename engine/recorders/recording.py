@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from briolette.backends.base import token_ids
+from briolette.backends.reading import token_ids
 from briolette.compiler.dims import evaluate
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Module, Node
@@ -21,7 +21,7 @@ from briolette.compiler.pipeline import front
 from briolette.spec import syntax
 
 from ..gguf import GgufFile, open_gguf
-from ..model import architecture
+from ..source import architecture
 from ..tokenizer import Tokenizer
 from ..tracing.file import Recording, save
 from ..words import ids_of

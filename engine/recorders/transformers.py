@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from briolette.backends.base import Weights, array_of
+from briolette.backends.base import Weights
+from briolette.backends.reading import array_of
 from briolette.compiler.errors import BrioletteError
 
 from .config import settings

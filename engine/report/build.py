@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from briolette.backends.base import Options, looked_up
+from briolette.backends.base import Options
+from briolette.backends.reading import looked_up
 from briolette.compiler.ir import Module
 from briolette.compiler.pipeline import Trace, form_named
 from briolette.compiler.text import layer_ranges, plain

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from briolette.backends.base import Options, checked, token_ids
+from briolette.backends.base import Options, checked
+from briolette.backends.reading import token_ids
 from briolette.compiler.dims import evaluate
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Module, Node

@@ -21,7 +21,8 @@ from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Module
 from briolette.compiler.pipeline import front
 from briolette.engine.gguf import open_gguf
-from briolette.engine.model import Model, architecture
+from briolette.engine.model import Model
+from briolette.engine.source import architecture
 
 MODELS = Path(__file__).parents[1] / "oracle" / "models"
 SLIDING = "gemma3_scaled"  # windows of 6 positions

@@ -9,8 +9,9 @@ import pytest
 import tiny_llama
 
 import briolette
-from briolette.backends.base import Weights, array_of
+from briolette.backends.base import Weights
 from briolette.backends.formats import FORMATS
+from briolette.backends.reading import array_of
 from briolette.compiler.interp import Interpreter
 
 PROMPT = [5, 17, 3, 40, 40, 8, 0, 47, 21, 33, 1]

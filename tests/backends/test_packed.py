@@ -20,12 +20,13 @@ from briolette.backends import formats
 from briolette.backends.base import Options, Weights
 from briolette.backends.cpu import jit
 from briolette.backends.cpu.build import Target
+from briolette.backends.cpu.compilation import form_of
 from briolette.backends.cpu.emit import Emitter, layout_of
 from briolette.backends.cpu.engine import CpuEngine
 from briolette.backends.cpu.kernels.packed import ROWS, emit_inner
-from briolette.backends.cpu.memory import form_of
 from briolette.backends.cpu.pack import Packed, packed_bytes
 from briolette.backends.cpu.packing import PACKED, TILE, packing
+from briolette.backends.cpu.record import Stored
 from briolette.compiler.interp import Interpreter
 from briolette.compiler.ir import Module, Node, topological
 from briolette.compiler.ops import node, with_args
@@ -244,11 +245,13 @@ def packed_by_numpy(name: str, stored: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("format", BLOCKS)
 def test_bytes_are_moved_and_none_is_made(format, target):
     p = Program(seed=8)
-    weight = p.weight("w", 3 * TILE, 1024, format=format)
+    p.weight("w", 3 * TILE, 1024, format=format)
+    weight = Stored("w", "pack", format, (3 * TILE, 1024))
     stored = p.tensors["w"][1]
     forgotten: list[str] = []
     made = Packed(Weights(lambda name: p.tensors[name][1], forgotten.append), target, threads=2)
-    made.address_of(weight)
+    with made.making([weight]):
+        pass
     assert made.nbytes == stored.nbytes
     assert forgotten == ["w"]
     wanted = packed_by_numpy(format, stored.reshape(3 * TILE, formats.row_bytes(format, 1024)))
@@ -261,9 +264,11 @@ def test_bytes_are_moved_and_none_is_made(format, target):
 )
 def test_rows_that_do_not_come_out_even_are_filled_up(format, columns, unit):
     p = Program(seed=14)
-    weight = p.weight("w", TILE, columns, format=format)
+    p.weight("w", TILE, columns, format=format)
+    weight = Stored("w", "pack", format, (TILE, columns))
     made = Packed(p.weights, HOST, threads=2)
-    made.address_of(weight)
+    with made.making([weight]):
+        pass
     how = packing(format, columns)
     assert how.bytes == unit
     assert made.nbytes == packed_bytes(weight) == TILE * unit * (columns // how.elements)

@@ -14,7 +14,7 @@ from briolette.backends.cpu.emit import Emitter, layout_of
 from briolette.backends.cpu.engine import GROUPS, CpuEngine
 from briolette.compiler.pipeline import front
 from briolette.engine.gguf import open_gguf
-from briolette.engine.model import architecture
+from briolette.engine.source import architecture
 
 MODELS = Path(__file__).parents[1] / "oracle" / "models"
 WHOLE = ("gemma4_e2b", "gemma4_moe", "llama_plain")  # between them, every kind of kernel

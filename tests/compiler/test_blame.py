@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from briolette.backends.base import Weights, array_of
+from briolette.backends.base import Weights
+from briolette.backends.reading import array_of
 from briolette.compiler import pipeline
 from briolette.compiler.header import Header
 from briolette.compiler.ir import Module, Node, Type, nodes_of, rebuilt
@@ -17,7 +18,7 @@ from briolette.compiler.ops import node, with_args
 from briolette.compiler.pipeline import Form, Trace, front, optimise
 from briolette.compiler.rewrite import op, rewrite, rule
 from briolette.engine.gguf import open_gguf
-from briolette.engine.model import architecture
+from briolette.engine.source import architecture
 
 sys.path.insert(0, str(Path(__file__).parent))
 from blame import Blame

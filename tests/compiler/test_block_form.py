@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from briolette.backends.base import Weights, array_of
+from briolette.backends.base import Weights
+from briolette.backends.reading import array_of
 from briolette.compiler.interp import Interpreter
 from briolette.compiler.pipeline import Trace, front
 from briolette.engine.gguf import open_gguf
-from briolette.engine.model import architecture
+from briolette.engine.source import architecture
 
 MODELS = sorted((Path(__file__).resolve().parents[1] / "oracle" / "models").glob("*.gguf"))
 

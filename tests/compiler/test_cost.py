@@ -16,7 +16,7 @@ from briolette.compiler.ir import Module, Node, Type
 from briolette.compiler.ops import node
 from briolette.compiler.pipeline import Form, Trace, front, optimise
 from briolette.engine.gguf import open_gguf
-from briolette.engine.model import architecture
+from briolette.engine.source import architecture
 from briolette.spec import syntax
 
 MODELS = {p.stem: p for p in sorted((Path(__file__).resolve().parents[1] / "oracle" / "models").glob("*.gguf"))}

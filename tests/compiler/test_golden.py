@@ -14,7 +14,7 @@ import pytest
 from briolette.compiler.pipeline import Form, Trace, front, optimise
 from briolette.compiler.text import print_module
 from briolette.engine.gguf import open_gguf
-from briolette.engine.model import architecture
+from briolette.engine.source import architecture
 
 TESTS = Path(__file__).resolve().parents[1]
 GOLDEN = TESTS / "golden" / "ir"

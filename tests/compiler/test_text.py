@@ -14,7 +14,7 @@ from briolette.compiler.errors import BrioletteError
 from briolette.compiler.pipeline import Form, Trace, front, optimise
 from briolette.compiler.text import parse_module, print_module
 from briolette.engine.gguf import open_gguf
-from briolette.engine.model import architecture
+from briolette.engine.source import architecture
 
 MODELS = sorted((Path(__file__).resolve().parents[1] / "oracle" / "models").glob("*.gguf"))
 

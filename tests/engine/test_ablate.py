@@ -25,7 +25,7 @@ from briolette.engine.cli import app
 from briolette.engine.commands.ablate import _short, report
 from briolette.engine.divergence import Score, scores
 from briolette.engine.gguf import open_gguf
-from briolette.engine.model import architecture
+from briolette.engine.source import architecture
 from briolette.engine.together import Together, tensors
 from briolette.spec.switches import switches
 from briolette.spec.syntax import parse

@@ -34,7 +34,7 @@ from briolette.engine.bench.work import Work
 from briolette.engine.cli import app
 from briolette.engine.commands.terminal import TELLING
 from briolette.engine.gguf import open_gguf
-from briolette.engine.model import architecture
+from briolette.engine.source import architecture
 from briolette.spec import syntax
 
 MODELS = Path(__file__).resolve().parents[1] / "oracle" / "models"

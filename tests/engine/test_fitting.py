@@ -9,18 +9,19 @@ import pytest
 from typer.testing import CliRunner
 
 import briolette
-from briolette.backends.base import Options
+from briolette.backends.base import Options, Source
+from briolette.backends.cpu.programs import programs_of
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header
 from briolette.compiler.ir import Module
 from briolette.compiler.pipeline import front
-from briolette.engine import fitting, model
+from briolette.engine import model
 from briolette.engine.available import Available
 from briolette.engine.cli import app
 from briolette.engine.fitting import fitted
 from briolette.engine.gguf import open_gguf
 from briolette.engine.memory import Planner
-from briolette.engine.model import architecture
+from briolette.engine.source import architecture
 
 MODELS = Path(__file__).resolve().parents[1] / "oracle" / "models"
 OPTIONS = Options(context=64, chunk=8, weights="packed")
@@ -73,14 +74,22 @@ def test_what_was_asked_for_is_kept_or_an_error():
     assert fitted(header, module, plain, "cpu", given(0), asked=True) == plain
 
 
-def test_no_plan_is_made_where_there_is_plenty(monkeypatch):
+def test_no_more_programs_are_made_than_are_looked_at():
     header, module = quantised("gemma4_moe")
-    monkeypatch.setattr(fitting, "Planner", None)
-    assert fitted(header, module, OPTIONS, "cpu", given(1 << 40)) == OPTIONS
-    with pytest.raises(TypeError):
-        fitted(header, module, OPTIONS, "cpu", given(1 << 30))
-    with pytest.raises(TypeError):  # caches of so many sequences may not be plenty
-        fitted(header, module, replace(OPTIONS, sequences=1 << 30), "cpu", given(1 << 40))
+    source = Source(lambda: module)
+    assert fitted(header, source, OPTIONS, "cpu", given(1 << 40)) == OPTIONS
+    records = programs_of(source).records
+    assert [wanted[3] for wanted in records] == ["packed"]
+    fitted(header, source, OPTIONS, "cpu", given(needed(header, module, "mixed")))
+    assert [wanted[3] for wanted in records] == ["packed", "mixed"]
+
+
+def test_what_is_beside_the_file_needs_no_whole_plan():
+    header, module = quantised("gemma4_moe")
+    for backend in ("cpu", "reference"):
+        planner = Planner(header, module, OPTIONS.cache, backend)
+        for options in (OPTIONS, replace(OPTIONS, weights="mapped", sequences=3, chunk=2)):
+            assert planner.beside_file(options) == planner.plan(options).beside_file
 
 
 def test_loading_goes_by_the_memory_there_is(monkeypatch):

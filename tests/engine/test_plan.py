@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import subprocess
@@ -16,18 +15,17 @@ import pytest
 from typer.testing import CliRunner
 
 from briolette.backends import reference
-from briolette.backends.base import WEIGHTS, Options, Weights
+from briolette.backends.base import WEIGHTS, Options, Source, Weights
 from briolette.backends.cpu import engine as cpu
-from briolette.backends.cpu import jit
-from briolette.backends.cpu import memory as cpu_memory
+from briolette.backends.cpu import jit, programs
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Module
-from briolette.compiler.pipeline import front, optimise
+from briolette.compiler.pipeline import front
 from briolette.engine.available import available_memory, parsed_size
 from briolette.engine.cli import app
 from briolette.engine.gguf import GgufFile, open_gguf
 from briolette.engine.memory import Planner, plan_memory
-from briolette.engine.model import architecture
+from briolette.engine.source import architecture
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = sorted((ROOT / "tests" / "oracle" / "models").glob("*.gguf"))
@@ -63,16 +61,14 @@ class NoCode:
 @pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
 def test_the_cpu_engine_allocates_what_was_planned(path, monkeypatch):
     file, module = opened(path)
-    optimised = functools.cache(lambda form: optimise(module, form))  # as slow as all the rest
-    for where in (cpu, cpu_memory):
-        monkeypatch.setattr(where, "optimise", lambda module, form: optimised(form))
+    source = Source(lambda: module)
     for kv, context, chunk, threads in (("f32", 64, 16, 1), ("f16", 8, 8, 3), ("bf16", 512, 100, 2)):
         options = Options(context=context, cache=kv, threads=threads, chunk=chunk)
-        engine = cpu.CpuEngine(module, Weights(file.tensor_bytes), options)
-        planned = cpu.memory(module, kv)(options)
+        engine = cpu.CpuEngine(source, Weights(file.tensor_bytes), options)
+        planned = cpu.memory(source, kv)(options)
         with monkeypatch.context() as patch:
-            patch.setattr(cpu, "Library", NoCode)
-            patch.setattr(cpu, "cached_object", lambda key, make: b"")
+            patch.setattr(programs, "Library", NoCode)
+            patch.setattr(programs, "kept", lambda name, make: b"")
             engine.group("generate")
         assert engine.allocated == planned.allocated
         assert sum(planned.mapped.values()) == sum({a.ctypes.data: a.nbytes for a in engine.kept}.values())

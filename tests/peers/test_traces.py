@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from briolette.backends.base import Weights, array_of
+from briolette.backends.base import Weights
+from briolette.backends.reading import array_of
 from briolette.compiler.interp import Interpreter
 from briolette.compiler.labels import labels
 from briolette.compiler.pipeline import front

@@ -11,8 +11,8 @@ from html.parser import HTMLParser
 import pytest
 from pages import MODELS, ROOT, briolette, written
 
-from briolette.backends.base import looked_up
 from briolette.backends.formats import element_bytes
+from briolette.backends.reading import looked_up
 from briolette.compiler.cost import Cost, Costs
 from briolette.compiler.ir import Block, Type, nodes_of, topological
 from briolette.compiler.ops import node
@@ -259,7 +259,7 @@ def test_memory_is_the_plans(sharing):
     """The parts that are read whole are all stored tensors but those that are looked up in."""
     file = open_gguf(MODELS / "gemma4_e2b.gguf")
     module = sharing.traces["decode"].modules["unrolled"]
-    plan = plan_memory(file, module, options_for(file.header, module, "f16", None, None, 256))
+    plan = plan_memory(file, module, options_for(file.header, "f16", None, None, 256))
     tables = looked_up(module)
     assert sum(len(file.tensor_bytes(t.name)) for t in module.tensors if t.name not in tables) == plan.weights
     section = sharing.text.split('<section id="memory">')[1].split("</section>")[0]
@@ -286,7 +286,7 @@ def test_work_adds_up_and_meets_the_roof(sharing):
 def test_ceilings_are_measured_where_they_are_not_given():
     found = machine(None, 7.0)
     assert found.bandwidth > 1e8
-    assert "measured: numpy reading" in found.bandwidth_from
+    assert "measured: native code reading" in found.bandwidth_from
     assert (found.peak, found.peak_from) == (7e9, "given with --peak")
 
 

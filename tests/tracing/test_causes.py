@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from runs import against, first_case, model, recorded, tokens
 
-from briolette.compiler.pipeline import front
 from briolette.engine.model import Model
+from briolette.engine.source import source_of
 from briolette.engine.tracing.case import Case
 from briolette.engine.tracing.causes import DETECTORS
 from briolette.engine.tracing.record import record
@@ -198,10 +198,11 @@ def test_another_setting_is_explained(detector: str, old: str, new: str, says: s
     text = known.tree.source
     assert text.count(old) == 1
     tree = parse(text.replace(old, new), "other.arch")
+    source = source_of(tree, known.header)
     if detector == "reordered":  # here the wrong spec is the one compared
-        case = first_case(name, recorded(name), front(tree, known.header))
+        case = first_case(name, recorded(name), source.module)
     else:
-        other = Model(known.file, tree, front(tree, known.header), "reference", known.options)
+        other = Model(known.file, source, "reference", known.options)
         case = first_case(name, record(other, tokens(name)))
     told = explained(detector, case)
     assert re.search(says, told), told

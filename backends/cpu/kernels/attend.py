@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 from llvmlite import ir
 
+from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Node
 from briolette.compiler.plan import base, writes_cache
 from briolette.compiler.views import heads_lie_together, view_of
@@ -79,7 +80,13 @@ class Attend:
 
 
 def spec_of(item: Node) -> Attend:
-    """The attention of a node: shapes, cache element types, how queries lie."""
+    """The attention of a node: shapes, cache element types, how queries lie. Raises BrioletteError for what has no
+    kernel: K and V kept once."""
+    if item.get("shared"):
+        raise BrioletteError(
+            "--kv: the CPU engine has no attention for K and V kept once (kv:TYPE, tqkv…), the reference has; keep "
+            "them apart, as k:TYPE,v:TYPE"
+        )
     q, k, v, _, *near = item.args
     view = view_of(q)
     assert heads_lie_together(view)

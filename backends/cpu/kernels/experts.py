@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from llvmlite import ir
 
-from briolette.compiler.opset.matrices import TILE
 from briolette.compiler.plan import quantised_bytes
+from briolette.compiler.tiles import TILE
 
 from ..build import I32, I64, PTR, VOID, Build, Target, Value
 from . import quotient_up, smaller, split

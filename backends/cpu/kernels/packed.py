@@ -26,12 +26,13 @@ from functools import reduce
 from llvmlite import ir
 
 from briolette.compiler.ir import Node
-from briolette.compiler.opset.matrices import BLOCK, LEAST, LEVELS, TILE
 from briolette.compiler.plan import quantised_bytes
+from briolette.compiler.tiles import BLOCK, LEAST, LEVELS, TILE
 
 from ..build import F32, I8, I32, I64, PTR, VOID, Build, Target, Value
-from ..packing import LINE, Packing, Unit, packing
+from ..packing import LINE, Packing, packing
 from ..quads import emit_dot4
+from ..unit import Unit
 from . import quotient_up, smaller, split
 from .linear import Linear, Products
 

@@ -22,7 +22,7 @@ from briolette.compiler.ops import node, with_args
 from briolette.compiler.pipeline import Form, Trace, front, optimise
 from briolette.compiler.text import parse_module, print_module
 from briolette.engine.gguf import open_gguf
-from briolette.engine.model import architecture
+from briolette.engine.source import architecture
 from briolette.spec import syntax
 
 TESTS = Path(__file__).resolve().parents[2]

@@ -1,8 +1,9 @@
-"""The cache of object files: what it is keyed by, and what may happen to its folder."""
+"""What is kept on disk between runs: what it is keyed by, and what may happen to its folder."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,9 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from llvmlite import ir
 from programs import HOST, PLAIN, Program, T
 
-from briolette.backends.cpu import jit
+from briolette.backends.cpu import codegen, store
+from briolette.backends.cpu.build import I8, PTR, VOID, Build
+from briolette.backends.cpu.jit import Library
+from briolette.backends.cpu.runtime_ir import emit_barrier
 from briolette.compiler.ops import node
 
 
@@ -45,12 +50,12 @@ def forbid_compiling(monkeypatch) -> None:
     def fail(*_: object) -> bytes:
         raise AssertionError("compiled what the cache should have had")
 
-    monkeypatch.setattr("briolette.backends.cpu.engine.compile_object", fail)
+    for what in ("engine.compile_object", "codegen.compile_text"):
+        monkeypatch.setattr(f"briolette.backends.cpu.{what}", fail)
 
 
 def test_second_run_compiles_nothing(folder, monkeypatch):
     first = run()
-    assert len(files(folder)) == 2  # the runtime's and the programs'
     assert all(name.endswith(".o") for name in files(folder))
     forbid_compiling(monkeypatch)
     assert np.array_equal(run(), first)
@@ -76,13 +81,54 @@ def test_what_the_key_depends_on(folder, monkeypatch):
     one_more(target=replace(HOST, lanes=4))
     if not HOST.arm:
         one_more(target=PLAIN)
-    monkeypatch.setattr(jit, "code_version", lambda: "another")
+    monkeypatch.setattr(store, "code_version", lambda: "another")
     one_more()
 
 
+def test_a_kernel_is_compiled_once_for_all_programs(folder, monkeypatch):
+    """Other programs of the same shapes, and those of another version of the compiler that emits the same."""
+    run()
+    texts, compile_text = [], codegen.compile_text
+
+    def compiling(text: str, *how: object) -> bytes:
+        texts.append(text)
+        return compile_text(text, *how)
+
+    monkeypatch.setattr(codegen, "compile_text", compiling)
+    monkeypatch.setattr(store, "code_version", lambda: "another")
+    run()
+    assert not texts
+    run(scale=0.5)
+    made = {name.split(".")[0] for text in texts for name in re.findall(r'define +void @"([^"]+)"', text)}
+    assert made == {"attend_one", "merge", "decode", "prefill"}  # not what writes the cache, nor the barrier
+
+
+def test_what_a_function_refers_to_goes_with_it():
+    module = ir.Module()
+    module.triple = HOST.triple
+    before = emit_barrier(module, HOST)
+    first = codegen.text_of(before)
+    for number in range(3):  # more branches with weights, before the same function
+        other = ir.Module()
+        other.triple = HOST.triple
+        for value in range(number):
+            other.add_metadata([ir.Constant(ir.IntType(32), value)])
+        assert codegen.text_of(emit_barrier(other, HOST)) == first
+    function = ir.Function(module, ir.FunctionType(VOID, [PTR]), "calls")
+    b = Build(ir.IRBuilder(function.append_basic_block("entry")), HOST)
+    b.ir.call(before, [function.args[0]])
+    b.load(b.table(I8, [1, -2, 3]), I8)
+    b.ir.ret_void()
+    text = codegen.text_of(function)
+    assert 'declare void @"barrier"(ptr' in text
+    assert "private constant [3 x i8]" in text
+    objects = [codegen.compiled(f, HOST, level) for f, level in ((before, 2), (function, 0))]
+    assert Library(objects, HOST).address("calls")
+
+
 def test_the_code_version_covers_the_compiler():
-    """The sources of everything between a printed module and its machine code."""
-    jit.code_version.cache_clear()
+    """The sources of everything between an architecture's tree and machine code."""
+    store.code_version.cache_clear()
     read, original = [], Path.read_bytes
 
     def spy(path: Path) -> bytes:
@@ -91,9 +137,10 @@ def test_the_code_version_covers_the_compiler():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "read_bytes", spy)
-        version = jit.code_version()
-    assert {"plan.py", "ops.py", "emit.py", "linear.py", "runtime_ir.py", "formats.py", "views.py"} <= set(read)
-    assert jit.code_version() == version
+        version = store.code_version()
+    assert {"elaborate.py", "fuse.py", "plan.py", "ops.py", "views.py"} <= set(read)
+    assert {"formats.py", "base.py", "emit.py", "linear.py", "runtime_ir.py", "record.py"} <= set(read)
+    assert store.code_version() == version
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "flipped", "no object at all"])
@@ -110,7 +157,7 @@ def test_damaged_objects_are_compiled_again(folder, damage):
         (folder / name).write_bytes(broken)
     assert np.array_equal(run(), expected)
     assert files(folder).keys() == good.keys()
-    assert all(jit.hashlib.sha256(c[32:]).digest() == c[:32] for c in files(folder).values())
+    assert all(store.hashlib.sha256(c[32:]).digest() == c[:32] for c in files(folder).values())
 
 
 def test_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
@@ -125,7 +172,7 @@ def test_a_folder_that_cannot_be_written(folder, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(jit.tempfile, "mkstemp", full)
+    monkeypatch.setattr(store.tempfile, "mkstemp", full)
     for path in folder.iterdir():
         path.unlink()
     assert np.array_equal(run(), expected)
@@ -136,7 +183,7 @@ def test_a_write_that_fails_leaves_nothing(folder, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(jit.os, "replace", full)
+    monkeypatch.setattr(store.os, "replace", full)
     assert run().shape == (1, 8)
     assert not files(folder)
 
@@ -149,11 +196,11 @@ def test_an_interruption_just_after_the_write(folder, monkeypatch):
         replace_file(*names)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(jit.os, "replace", interrupted)
+    monkeypatch.setattr(store.os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        jit.cached_object("key", lambda: b"made")
+        store.kept("key.o", lambda: b"made")
     assert set(files(folder)) == {"key.o"}
-    assert jit.cached_object("key", lambda: b"made again") == b"made"
+    assert store.kept("key.o", lambda: b"made again") == b"made"
 
 
 def test_no_home(monkeypatch):
@@ -163,28 +210,29 @@ def test_no_home(monkeypatch):
     def nobody() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(jit.Path, "home", nobody)
-    assert jit.cached_object("key", lambda: b"made") == b"made"
+    monkeypatch.setattr(store.Path, "home", nobody)
+    assert store.kept("key.o", lambda: b"made") == b"made"
 
 
 def test_the_folder_is_bounded(folder, monkeypatch):
     """What was not used for longest goes first; what killed writers left goes after an hour."""
     for i in range(4):
-        jit.cached_object(f"key{i}", lambda: bytes(1000))
+        store.kept(f"key{i}.o", lambda: bytes(1000))
         os.utime(folder / f"key{i}.o", (i, i))
-    (folder / (jit.WRITING + "dead")).write_bytes(b"half")
-    os.utime(folder / (jit.WRITING + "dead"), (0, 0))
-    (folder / (jit.WRITING + "live")).write_bytes(b"half")
-    assert jit.cached_object("key0", lambda: b"") == bytes(1000)  # used: now the last to go
-    monkeypatch.setattr(jit, "CACHE_LIMIT", 3100)
-    jit.cached_object("key4", lambda: bytes(1000))
-    assert set(files(folder)) == {"key0.o", "key3.o", "key4.o", jit.WRITING + "live"}
+    (folder / (store.WRITING + "dead")).write_bytes(b"half")
+    os.utime(folder / (store.WRITING + "dead"), (0, 0))
+    (folder / (store.WRITING + "live")).write_bytes(b"half")
+    assert store.kept("key0.o", lambda: b"") == bytes(1000)  # used: now the last to go
+    monkeypatch.setattr(store, "CACHE_LIMIT", 3100)
+    monkeypatch.setattr(store, "PRUNE_EVERY", 1000)
+    store.kept("key4.o", lambda: bytes(1000))
+    assert set(files(folder)) == {"key0.o", "key3.o", "key4.o", store.WRITING + "live"}
 
 
 SCRIPT = """
 import sys
 sys.path.insert(0, {folder!r})
-from test_jit import run
+from test_store import run
 sys.stdin.read()  # all begin at once
 print(run(columns=48).tobytes().hex())
 """
@@ -206,5 +254,5 @@ def test_processes_that_compile_at_once(folder):
         process.stderr.close()
     assert len(found) == 1
     assert found != {""}
-    assert len(files(folder)) == 2
-    assert all(jit.hashlib.sha256(c[32:]).digest() == c[:32] for c in files(folder).values())
+    assert not [name for name in files(folder) if name.startswith(store.WRITING)]
+    assert all(store.hashlib.sha256(c[32:]).digest() == c[:32] for c in files(folder).values())
