@@ -18,7 +18,7 @@ from .memory import memory
 from .pack import Packed, aligned, decoded, whole
 from .profile import Clock, Profile
 from .programs import programs_of
-from .record import Plane, Record, Stored
+from .record import DTYPES, Plane, Record, Stored
 from .store import joined, kept, key_of, parted
 from .target import Target
 from .threads import Team
@@ -297,7 +297,7 @@ class _Plane:
     def __init__(self, of: Plane, options: Options):
         self.of, self.capacity = of, of.positions(options)
         self.ring = self.capacity - of.sink
-        self.memory = aligned(of.memory(options).bytes)
+        self.memory = aligned(of.memory(options).bytes).view(DTYPES.get(of.dtype, np.uint8))  # codes are bytes
 
 
 def ops() -> frozenset[str]:
