@@ -56,8 +56,9 @@ def check(
                 ring[slot, :, p % capacity] = plane[slot][p]
         planes.append(plane)
         rings.append(stored(ring, dtype))
-    heads = q[:, : spec.heads * spec.key_size].reshape(rows, spec.heads, spec.key_size)
-    attrs = {"scale": spec.scale, "window": spec.window, "softcap": spec.softcap, "sink": 0, "recent": 0, "shared": 0}
+    heads = q[:, : spec.heads * spec.query_size].reshape(rows, spec.heads, spec.query_size)
+    attrs = {"scale": spec.scale, "window": spec.window, "softcap": spec.softcap, "sink": 0, "recent": 0}
+    attrs["shared"] = spec.key_size if spec.shared else 0
     expected = np.empty((rows, spec.heads, spec.value_size))
     for slot in range(count):
         ours, (k, v) = slots == slot, (plane[slot].astype(np.float64) for plane in planes)
@@ -84,6 +85,7 @@ def specs(draw):
     groups, share = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 3, 4, 5, 8, 12]))
     size = st.one_of(st.integers(1, 40), st.sampled_from([64, 80, 128]))
     key_size, value_size = draw(size), draw(size)
+    shared = key_size < value_size and draw(st.booleans())
     dtypes = st.sampled_from(["f32", "f16", "bf16"])
     heads = groups * share
     return Attend(
@@ -96,7 +98,8 @@ def specs(draw):
         scale=draw(st.sampled_from([1.0, 0.125, key_size**-0.5])),
         window=draw(st.one_of(st.none(), st.integers(1, 150))),
         softcap=draw(st.sampled_from([None, 5.0])),
-        q_stride=heads * key_size + draw(st.sampled_from([0, 7])),
+        q_stride=heads * (value_size if shared else key_size) + draw(st.sampled_from([0, 7])),
+        shared=shared,
     )
 
 

@@ -143,7 +143,7 @@ def check(
         planes.append((memory, beside))
         meant.append((of_main, of_near))
     q = rng.normal(size=(len(rows), spec.q_stride)).astype(np.float32)
-    heads = q[:, : spec.heads * spec.key_size].reshape(len(rows), spec.heads, spec.key_size).astype(np.float64)
+    heads = q[:, : spec.heads * spec.query_size].reshape(len(rows), spec.heads, spec.query_size).astype(np.float64)
 
     expected = np.empty((len(rows), spec.heads, spec.value_size))
     for i, row in enumerate(rows):
@@ -152,6 +152,8 @@ def check(
             np.where(is_near, of_near[row.slot][: row.position + 1], of_main[row.slot][: row.position + 1])
             for of_main, of_near in meant
         )
+        if spec.shared:
+            k = np.concatenate([k, v[..., spec.key_size :]], axis=-1)
         for h in range(spec.heads):
             g = h // spec.share
             s = k[row.first :, g].astype(np.float64) @ heads[i, h] * spec.scale
@@ -261,6 +263,27 @@ def test_near_planes_and_windows(window):
     for p in (2, 30, 52, 103, 300):
         check(spec, HOST, [p], 2, p)
         check(spec, HOST, range(p, p + 40), 2, p)
+
+
+ONCE = [("tq4_32", "tq6_32", 32, 96), ("f32", "tq8_32", 32, 64), ("tq6_32", "bf16", 32, 50)]
+
+
+@pytest.mark.parametrize(("keys", "values", "first", "size"), ONCE)
+def test_keys_that_go_on_in_values(keys, values, first, size):
+    """K and V kept once: alone, in runs, in several sequences; near planes, windows, round the ring."""
+    spec = replace(spec_for(keys, values, size, share=3, shared=True), key_size=first)
+    near = replace(spec, sink=3, recent=20, softcap=5.0)
+    check(spec, HOST, [130])
+    check(spec, HOST, range(37, 80), 2)
+    check(near, HOST, [5, 300, *range(30, 75), 1], 3, 1, [3, 0, *[1] * 45, 2])
+    check(replace(spec, window=30), HOST, [200], capacity=48)
+
+
+def test_a_quarter_of_a_head_of_512_beside_values():
+    spec = replace(spec_for("tq4_128", "tq6_128", 512, share=8, groups=1, shared=True), key_size=128)
+    for each in (spec, replace(spec, key_dtype="f16", value_dtype="f16")):
+        check(each, HOST, [150], 2)
+        check(each, HOST, range(70, 110), 2)
 
 
 def test_chunks_do_not_matter():

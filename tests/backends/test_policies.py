@@ -65,15 +65,30 @@ def test_a_prompt_in_chunks_and_tokens_one_by_one(name, kv):
         assert error(engine.step([ids[at]], at)[0], whole[at]) < TIES
 
 
-@pytest.mark.parametrize("kv", ["global=kv:f32;local=f32;sink=0;recent=0", "once=kv:f32;full=f32;local=f32;sink=2"])
-def test_keys_and_values_kept_once(kv):
-    """The reference does, and reads from the file which pairs turn; the CPU engine says that it cannot."""
-    name = "gemma4_moe"
-    kept = opened(name, kv, "reference")
-    assert kept.options.cache == f"{kv};turning=2"
-    assert error(kept.logits(tokens(40)), wanted(name, "f32", 40)) < 1e-5
-    with pytest.raises(BrioletteError, match="the CPU engine has no attention for K and V kept once"):
-        opened(name, kv)
+ONCE = [
+    ("gemma4_moe", "global=kv:f32;local=f32"),
+    ("gemma4_dense", "once=kv:f32;all=f32"),
+    ("gemma4_qkv", "all=f32;once=kv:f32"),
+]
+
+
+@pytest.mark.parametrize(("name", "kv"), ONCE)
+def test_keys_and_values_kept_once(name, kv):
+    """As kept apart: prompts in chunks, sequences side by side, tokens one by one. The file says which pairs turn."""
+    apart, once = opened(name, "f32", sequences=2), opened(name, kv, sequences=2)
+    assert once.options.cache == f"{kv};turning=2"
+    texts = [tokens(70, seed) for seed in range(2)]
+
+    def logits(model: Model) -> list[np.ndarray]:
+        engine, prompts = model.engine, [text[:41] for text in texts]
+        found = [engine.step(prompt, 0, sequence=slot)[0] for slot, prompt in enumerate(prompts)]
+        for at in range(41, 60):
+            found += [*engine.batch([text[at] for text in texts], [at] * 2, [0, 1])]
+        found += [engine.step([texts[0][at]], at)[0] for at in range(60, 70)]
+        return [*found, *model.logits(texts[1])]
+
+    assert max(map(error, logits(once), logits(apart))) < 1e-5
+    assert error(opened(name, kv, "reference").logits(texts[1]), apart.logits(texts[1])) < 1e-4
 
 
 def test_sequences_side_by_side_are_each_their_own():

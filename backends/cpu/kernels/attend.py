@@ -10,6 +10,8 @@ shapes of work, and each leaves the other's rows alone:
 A plane of K or V holds numbers, or codes (`cpu.coded`), of which never more than a tile is decoded. Where there are
 *near* planes, a row at position p reads positions j < sink and j > p - recent there, all others from the main planes.
 
+Where K and V are kept once, K's plane has the first dimensions of keys, and those of V from there on are the others.
+
 Here is what the kernels share: what they are specialised to, rows of a cache, who sees what, and the way round a ring.
 """
 
@@ -21,7 +23,6 @@ from typing import TypeAlias
 
 from llvmlite import ir
 
-from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Node
 from briolette.compiler.plan import base, writes_cache
 from briolette.compiler.views import heads_lie_together, view_of
@@ -42,7 +43,8 @@ WIDTHS = {"f32": 4, "f16": 2, "bf16": 2}
 @dataclass(frozen=True)
 class Attend:
     """What an attention kernel is specialised to. A dtype may be a codec's name. q_stride: floats from one token's q to
-    the next's. sink, recent: how many positions a row reads from the near planes."""
+    the next's. sink, recent: how many positions a row reads from the near planes. shared: whether keys go on in V, from
+    dimension key_size; queries are then of value_size."""
 
     heads: int
     groups: int
@@ -57,6 +59,12 @@ class Attend:
     sink: int = 0
     recent: int = 0
     near_dtype: str = "bf16"
+    shared: bool = False
+
+    @property
+    def query_size(self) -> int:
+        """Dimensions of a query, and of a whole key."""
+        return self.value_size if self.shared else self.key_size
 
     @property
     def share(self) -> int:
@@ -80,22 +88,18 @@ class Attend:
 
 
 def spec_of(item: Node) -> Attend:
-    """The attention of a node: shapes, cache element types, how queries lie. Raises BrioletteError for what has no
-    kernel: K and V kept once."""
-    if item.get("shared"):
-        raise BrioletteError(
-            "--kv: the CPU engine has no attention for K and V kept once (kv:TYPE, tqkv…), the reference has; keep "
-            "them apart, as k:TYPE,v:TYPE"
-        )
+    """The attention of a node: shapes, cache element types, how queries lie."""
     q, k, v, _, *near = item.args
     view = view_of(q)
     assert heads_lie_together(view)
-    sizes = (q.shape[1], k.shape[1], q.shape[2], v.shape[2])
+    sizes = (q.shape[1], k.shape[1], k.shape[2], v.shape[2])
     assert all(isinstance(size, int) for size in sizes)
     dtypes = [write.type.dtype for x in (k, v, *near) if (write := writes_cache(base(x))) is not None]
     how = (item["scale"], item.get("window"), item.get("softcap"), view.strides[0])
-    spec = Attend(*sizes, *dtypes[:2], *how, item.get("sink", 0), item.get("recent", 0))
+    near_of = (item.get("sink", 0), item.get("recent", 0))
+    spec = Attend(*sizes, *dtypes[:2], *how, *near_of, shared=bool(item.get("shared")))
     assert spec.near == bool(near)
+    assert spec.query_size == q.shape[2]
     assert all(dtype == spec.near_dtype for dtype in dtypes[2:])
     return spec
 
@@ -130,7 +134,7 @@ def declare(module: ir.Module, target: Target, name: str, spec: Attend, *more: s
     """`void name(ptr q, k, v, pos, slots, out, scratch, i64 capacity, rows, tid, threads, [near], ptr more...)`
     where [near], for specs that have it, is `ptr near_k, near_v, i64 near_capacity`.
 
-    q: f32 [rows, heads, key_size], rows `q_stride` apart. k: [slots, groups, capacity, key_size], v: [slots, groups,
+    q: f32 [rows, heads, query_size], rows `q_stride` apart. k: [slots, groups, capacity, key_size], v: [slots, groups,
     capacity, value_size], position p at p % capacity; or rings of codes, as `cpu.coded` tells, and then capacity is a
     multiple of 16. near_k, near_v: as k and v with near_capacity positions, p at p if p < sink, else at
     sink + (p - sink) % (near_capacity - sink). pos: i32 [rows], in any order. slots: i32 [rows], the sequence
@@ -150,7 +154,7 @@ class Row:
     """Rows of `size` elements of `dtype`, read as f32 vectors, the last one filled up with zeros."""
 
     def __init__(self, b: Build, dtype: str, size: int):
-        self.b, self.dtype, self.lanes = b, dtype, b.lanes
+        self.b, self.dtype, self.size, self.lanes = b, dtype, size, b.lanes
         self.width, self.stride = WIDTHS[dtype], WIDTHS[dtype] * size
         self.whole, self.tail = divmod(size, b.lanes)
         self.stored = F32 if dtype == "f32" else I16

@@ -37,11 +37,18 @@ class Coded(Side):
 
 
 class CodedKeys(Coded):
+    """first: codes are those of V, whose dimensions from there on are keys and add to the scores."""
+
+    def __init__(self, b: Build, spec: Attend, own: State, codes: Codes, capacity: Value, first: int = 0):
+        super().__init__(b, spec, own, codes, capacity)
+        self.first, rest = divmod(first, codes.layout.width)  # in blocks
+        assert not rest
+
     def begin(self, query: Value) -> None:
-        """Takes the queries of the heads of a group, f32 [share][key size]."""
+        """Takes the queries of the heads of a group, f32 [share][query size]."""
         self.query = query
 
-    def score(self, ring: Value, span: Span, coming: Coming) -> None:
+    def score(self, ring: Value, span: Span, coming: Coming | None) -> None:
         """scores = q K^T of whole groups."""
         b, layout = self.b, self.codes.layout
         codes, scales = self.codes.at(ring, span.place), self.codes.scales(ring, self.capacity, span.place)
@@ -55,14 +62,15 @@ class CodedKeys(Coded):
 
     def products(self, first: int, n: int, group: Value, scales: Value, g: Value, coming: Coming | None) -> None:
         """The scores of n heads and a group."""
-        b, codes, size = self.b, self.codes, self.spec.key_size
+        b, codes, size = self.b, self.codes, self.spec.query_size
+        asked = codes.turns * (codes.layout.blocks - self.first)
         apart = max(1, min(UNIT, self.wide_sums // (2 * n)))  # sums of a head: a product waits for the one before it
 
         def block(k: Value, totals: list[Value]) -> list[Value]:
             def turn(t: Value, sums: list[Value]) -> list[Value]:
                 index = b.add(b.mul(k, codes.turns), t)
                 if coming is not None:
-                    coming.ask(b, b.mul(g, GROUP), GROUP, index, codes.turns * codes.layout.blocks)
+                    coming.ask(b, b.mul(g, GROUP), GROUP, b.sub(index, self.first * codes.turns), asked)
                 units, sums = codes.of_turn(group, index), list(sums)
                 at = b.at(self.query, b.mul(index, 4 * UNIT * codes.turn))
                 for u in range(codes.turn):
@@ -82,9 +90,9 @@ class CodedKeys(Coded):
                 totals[h] = b.fma(total, scale, totals[h])
             return totals
 
-        totals = b.loop(0, codes.layout.blocks, 1, [b.zeros(GROUP)] * n, block)
+        totals = b.loop(self.first, codes.layout.blocks, 1, [b.zeros(GROUP)] * n, block)
         for h, total in enumerate(totals):
-            b.store(b.mul(total, self.spec.scale), self.scores(first + h), b.mul(g, 4 * GROUP))
+            self.put(first + h, b.mul(g, 4 * GROUP), b.mul(total, self.spec.scale), self.first)
 
 
 class CodedValues(Coded):

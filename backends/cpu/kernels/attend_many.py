@@ -7,7 +7,7 @@ rows of the item read there, and others in the main planes, are worked on twice,
 
 The state lies in the thread's scratch, where n is the number of queries an item has at most:
 
-    q      [key size][n]       turned over, times the scale
+    q      [query size][n]     turned over, times the scale
     out    [value size][n]     weighted sum of V so far
     scores [TILE][n]           of this tile; later their exponentials
     tile   [TILE][row]         of K, later of V, as f32; out of codes [row][TILE]
@@ -93,7 +93,7 @@ def most_rows(spec: Attend) -> int:
 
 def layout(spec: Attend) -> tuple[dict[str, Array], int]:
     n = padded(most_rows(spec) * spec.share)
-    sizes = {"q": (spec.key_size, 4 * n), "out": (spec.value_size, 4 * n), "scores": (TILE, 4 * n)}
+    sizes = {"q": (spec.query_size, 4 * n), "out": (spec.value_size, 4 * n), "scores": (TILE, 4 * n)}
     # Where positions lie side by side, a vector of them may begin at any of the last row.
     sizes["tile"] = (TILE + 1, 4 * padded(max(spec.key_size, spec.value_size)))
     sizes |= {name: (1, 4 * n) for name in ("peak", "total", "fade", "first", "last", "from", "to")}
@@ -200,7 +200,7 @@ class _Many(Kernel):
             real = smaller(b, i, b.sub(n, 1))
             row = b.add(start, b.ir.udiv(real, b.i64(spec.share)))
             h = b.add(head, b.ir.urem(real, b.i64(spec.share)))
-            given = b.add(b.mul(row, 4 * spec.q_stride), b.mul(h, 4 * spec.key_size))
+            given = b.add(b.mul(row, 4 * spec.q_stride), b.mul(h, 4 * spec.query_size))
             wanted = b.mul(b.add(b.mul(row, spec.heads), h), 4 * spec.value_size)
             b.store(b.at(self.q, given), self.place("source", i), align=8)
             b.store(b.at(self.out, wanted), self.place("target", i), align=8)
@@ -214,7 +214,7 @@ class _Many(Kernel):
         seen = b.loop(0, b.mul(vectors, b.lanes), 1, [most, b.i64(-1), most, b.i64(-1)], query)
 
         def vector(w: Value, _: list[Value]) -> None:
-            row = Row(b, "f32", spec.key_size)
+            row = Row(b, "f32", spec.query_size)
             sources = self.addresses("source", w)
 
             def turn(d: int | Value, partial: bool, size: int) -> None:
@@ -260,15 +260,19 @@ class _Many(Kernel):
         count: Value,
     ) -> None:
         """`count` positions from p on, which lie at `place` of the rings."""
-        b = self.b
+        b, spec, values = self.b, self.spec, None
         self.score(self.convert(planes, planes.keys, rings[0], place, count), count, vectors)
+        if spec.shared:
+            values = self.convert(planes, planes.values, rings[1], place, count)
+            self.score(values, count, vectors, spec.key_size)
         end = b.add(p, b.sub(count, 1))
         inside = b.ir.and_(b.ir.icmp_signed(">=", p, sight.full_low), b.ir.icmp_signed("<=", end, sight.full_high))
         with b.ir.if_else(inside) as (all_seen, border):
             for branch, masked in ((all_seen, None), (border, sight)):
                 with branch:
                     b.loop(0, vectors, 1, [], lambda w, _, m=masked: self.soften(w, p, count, m))
-        self.accumulate(self.convert(planes, planes.values, rings[1], place, count), count, vectors)
+        values = values or self.convert(planes, planes.values, rings[1], place, count)
+        self.accumulate(values, count, vectors)
 
     def convert(self, planes: Planes, plane: Plane, ring: Value, place: Value, count: Value) -> Tile:
         """Positions of K or V to f32."""
@@ -312,9 +316,10 @@ class _Many(Kernel):
         b.loop(0, quotient_up(b, b.add(before, count), b.i64(GROUP)), 1, [], group)
         return Tile(b, b.at(tile, b.mul(before, 4)), 4, row)
 
-    def score(self, tile: Tile, count: Value, vectors: Value) -> None:
-        """scores = K q^T of a tile. What is beyond `count`, up to whole blocks, is of no meaning."""
-        b, most = self.b, self.most
+    def score(self, tile: Tile, count: Value, vectors: Value, first: int = 0) -> None:
+        """scores = K q^T of a tile. What is beyond `count`, up to whole blocks, is of no meaning. first: the tile is V,
+        whose dimensions from there on are keys and add to the scores."""
+        b, most, stop = self.b, self.most, self.spec.value_size if first else self.spec.key_size
 
         def block(j: Value, _: list[Value]) -> None:
             def products(w: Value, width: int) -> None:
@@ -323,7 +328,10 @@ class _Many(Kernel):
                     at = tile.at(j, d)
                     return self.outer(sums, [b.load(at, F32, m * tile.position, align=4) for m in range(most)], xs)
 
-                sums = b.loop(0, self.spec.key_size, 1, [b.zeros()] * (most * width), add)
+                sums = [b.zeros()] * (most * width)
+                if first:
+                    sums = [x for m in range(most) for x in self.side_by_side("scores", b.add(j, m), w, width)]
+                sums = b.loop(first, stop, 1, sums, add)
                 for m in range(most):
                     self.store("scores", b.add(j, m), w, sums[m * width : (m + 1) * width])
 

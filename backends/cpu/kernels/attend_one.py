@@ -28,7 +28,7 @@ from ..build import F32, I32, Build, Target, Value
 from ..coded import GROUP
 from ..math import exp, softcap
 from . import larger, quotient_up, smaller, split
-from .attend import LOWEST, Array, Attend, Kernel, Planes, Ring, declare, weight
+from .attend import LOWEST, Array, Attend, Kernel, Plane, Planes, Ring, declare, weight
 from .attend_codes import CodedKeys, CodedValues
 from .attend_parts import BEGINS, ENDS, PARTS, Group, State, clear, divide, each_vector, kept, layout, own_layout
 from .attend_plain import PlainKeys, PlainValues, Span
@@ -44,6 +44,7 @@ class Source:
     planes: Planes
     keys: PlainKeys | CodedKeys
     values: PlainValues | CodedValues
+    more: PlainKeys | CodedKeys | None  # the dimensions of keys that are V's
 
     @property
     def coded(self) -> bool:
@@ -71,11 +72,18 @@ class _One(Kernel):
 
     def source(self, planes: Planes) -> Source:
         given = (self.b, self.spec, self.own)
-        keys, values, capacity = planes.keys, planes.values, planes.capacity
+        values, capacity = planes.values, planes.capacity
+
+        def keys(plane: Plane, first: int) -> PlainKeys | CodedKeys:
+            if isinstance(plane, Codes):
+                return CodedKeys(*given, plane, capacity, first)
+            return PlainKeys(*given, plane, first)
+
         return Source(
             planes,
-            CodedKeys(*given, keys, capacity) if isinstance(keys, Codes) else PlainKeys(*given, keys),
+            keys(planes.keys, 0),
             CodedValues(*given, values, capacity) if isinstance(values, Codes) else PlainValues(*given, values),
+            keys(values, self.spec.key_size) if self.spec.shared else None,
         )
 
     def run(self) -> None:
@@ -159,7 +167,7 @@ class _One(Kernel):
     def item(self, group: Group, low: Value, stop: Value) -> None:
         """Positions low to stop (exclusive), from nothing."""
         b, spec = self.b, self.spec
-        of_row, of_group = b.mul(group.row, 4 * spec.q_stride), b.mul(group.group, 4 * spec.share * spec.key_size)
+        of_row, of_group = b.mul(group.row, 4 * spec.q_stride), b.mul(group.group, 4 * spec.share * spec.query_size)
         query = b.at(self.q, b.add(of_row, of_group))
 
         def head(h: Value, _: list[Value]) -> None:
@@ -172,6 +180,8 @@ class _One(Kernel):
         for source in self.sources:
             rings = self.rings(source.planes, group.row, group.group)
             source.keys.begin(query)
+            if source.more:
+                source.more.begin(query)
 
             def stretch(low: Value, stop: Value, ring: Ring, source: Source = source, rings: Pair = rings) -> None:
                 self.tiles(low, stop, ring, spec.tile, lambda _, *where: self.tile(source, rings, *where))
@@ -189,6 +199,8 @@ class _One(Kernel):
         span = Span(b.sub(place, first), first, b.add(first, count))
         (keys, values), following = rings, b.add(span.place, self.spec.tile)
         source.keys.score(keys, span, source.values.coming(values, span.place))
+        if source.more:
+            source.more.score(values, span, source.values.coming(values, following))
         b.loop(0, self.spec.share, 1, [], lambda h, _: self.soften(h, span, source.coded))
         source.values.accumulate(values, span, source.keys.coming(keys, following))
 

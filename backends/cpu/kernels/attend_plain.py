@@ -56,19 +56,27 @@ class Side:
     def scores(self, head: int) -> Value:
         return self.own.place("scores", self.b.i64(head))
 
+    def put(self, head: int, offset: Value, scores: Value, adds: int) -> None:
+        """Some scores of a head; adds: more of them."""
+        b, to = self.b, self.b.at(self.scores(head), offset)
+        b.store(b.add(b.load(to, scores.type), scores) if adds else scores, to)
+
     def fade(self, head: int, n: int | None = None) -> Value:
         """The factor that brings a head's sums to the new maximum, in every lane."""
         return self.b.splat(self.b.load(self.own.place("fade", self.b.i64(head)), F32), n)
 
 
 class PlainKeys(Side):
-    def __init__(self, b: Build, spec: Attend, own: State, row: Row):
+    """first: rows are those of V, whose dimensions from there on are keys and add to the scores."""
+
+    def __init__(self, b: Build, spec: Attend, own: State, row: Row, first: int = 0):
         super().__init__(b, spec, own)
-        self.row = row
+        self.row, self.first = row, first
+        self.keys = Row(b, row.dtype, row.size - first)
 
     def begin(self, query: Value) -> None:
-        """Takes the queries of the heads of a group, f32 [share][key size]."""
-        self.query = query
+        """Takes the queries of the heads of a group, f32 [share][query size]."""
+        self.query = self.b.at(query, 4 * self.first)
 
     def coming(self, ring: Value, place: Value) -> Coming:
         return Coming(self.row.at(ring, place), self.row.stride)
@@ -78,7 +86,7 @@ class PlainKeys(Side):
         b = self.b
         blocks = self.blocks(self.sums // 2)
         positions = 4 if 4 * blocks[0][1] <= self.sums else 2
-        keys = self.row.at(ring, span.place)
+        keys = b.at(self.row.at(ring, span.place), self.first * self.row.width)
 
         def block(j: Value, _: list[Value]) -> None:
             last = b.sub(span.stop, 1)
@@ -90,13 +98,13 @@ class PlainKeys(Side):
 
     def products(self, first: int, n: int, rows: list[Value], j: Value, coming: Coming | None) -> None:
         """The scores of n heads and a few positions."""
-        b, queries = self.b, Row(self.b, "f32", self.spec.key_size)
-        starts = [b.at(self.query, (first + i) * queries.stride) for i in range(n)]
+        b, queries = self.b, Row(self.b, "f32", self.keys.size)
+        starts = [b.at(self.query, (first + i) * 4 * self.spec.query_size) for i in range(n)]
 
         def add(d: int | Value, sums: list[Value], partial: bool = False) -> list[Value]:
             if coming is not None:
                 coming.ask(b, j, len(rows), d, queries.whole)
-            ks = [self.row.load(row, d, partial) for row in rows]
+            ks = [self.keys.load(row, d, partial) for row in rows]
             xs = [queries.load(start, d, partial) for start in starts]
             return [b.fma(xs[i // len(ks)], ks[i % len(ks)], total) for i, total in enumerate(sums)]
 
@@ -107,8 +115,7 @@ class PlainKeys(Side):
             some = sums[start : start + 4]
             four = b.mul(reduce_four(b, some + some[:1] * (4 - len(some))), self.spec.scale)
             for i in range(0, len(some), len(rows)):
-                head = first + (start + i) // len(rows)
-                b.store(b.slice(four, i, len(rows)), self.scores(head), b.mul(j, 4))
+                self.put(first + (start + i) // len(rows), b.mul(j, 4), b.slice(four, i, len(rows)), self.first)
 
 
 class PlainValues(Side):
