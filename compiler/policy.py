@@ -7,7 +7,7 @@ A policy is an element type (`f16`), a preset (`balanced`), or entries apart by 
 The left side of an entry says which layers: a number, a range (`3-7`), a kind of the architecture, `full` or `sliding`
 (layers whose attention sees everything, or a window), `once` (those of `full` whose V is what K is made of), or `all`.
 The more particular one holds; layers that none names keep bf16. Coded layers that see everything keep the first `sink`
-and the latest `recent` positions in bf16, too.
+and the latest `recent` positions in bf16, too. Entries after a preset (`balanced; sink=4`) hold in place of its own.
 
 Where V is the projection that K is made of, both can be kept once: `kv:TYPE`, or `tqkv6r4` (V, and with it all of K but
 its rotary part, in 6 bits, that part in 4; a scale for 128 values).
@@ -28,15 +28,15 @@ from .opset.attention import CACHE_DTYPES
 from .shared_kv import Once, once, turning_pairs
 
 PRESETS = {
-    "quality": "full=k:tq8,v:tq6;sliding=bf16;sink=16;recent=128",
-    "balanced": "full=k:tq6,v:tq3;sliding=tq8;sink=16;recent=128",
-    "compact": "full=k:tq5,v:tq2;sliding=k:tq6,v:tq5;sink=16;recent=128",
+    "quality": "once=tqkv8r8;full=k:tq8,v:tq6;sliding=bf16;sink=16;recent=128",
+    "balanced": "once=tqkv5r6;full=k:tq6,v:tq3;sliding=tq8;sink=16;recent=128",
+    "compact": "once=tqkv4r5;full=k:tq5,v:tq2;sliding=k:tq6,v:tq5;sink=16;recent=128",
 }
 NEAR = "bf16"  # what the nearest positions, and the first, are kept in
 STRUCTURAL = ("once", "full", "sliding", "all")
 SWITCHES = {"scale": ("norm", "eden"), "rotate": ("on", "off")}
 COUNTS = ("sink", "recent", "turning")
-MOST_SHARED = 128  # values that share a scale where K and V are kept once: blocks, as the rotary part is one
+LEAST_SHARED, MOST_SHARED = 32, 128  # values that share a scale where K and V are kept once
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class Types:
 @dataclass(frozen=True)
 class Policy:
     """What a policy says. layers: which layers, as written, with the types of K and of V. turning: pairs of dimensions
-    that rotary positions turn, where a file's frequencies leave the others alone."""
+    that rotary positions turn, where a file's frequencies leave the others alone. preset: whether `once` is a preset's,
+    which leaves heads that are no blocks to `full`."""
 
     text: str
     layers: Mapping[str, Types] = field(default_factory=dict)
@@ -86,6 +87,7 @@ class Policy:
     recent: int = 128
     turning: int | None = None
     rotate: bool = True
+    preset: bool = False
 
     @property
     def coded(self) -> bool:
@@ -110,6 +112,8 @@ class Policy:
         for slot, of in slots.items():
             names = _names(slot, kinds, of.sliding, slot in shared)
             types, kind = self._types(slot, names), names[0]
+            if types.once and self.preset and slot in shared and not self._blocks(shared[slot], of.sizes["v"]):
+                types = self._types(slot, [name for name in names if name != "once"])
             keep = Keep(types.k, types.v, self.sink, self.recent, self.rotate)
             if of.sliding:
                 keep = replace(keep, sink=0, recent=0)
@@ -127,17 +131,20 @@ class Policy:
                 f"--kv: {kind} layers cannot keep K and V once: their V is not what K is made of; they can have "
                 "k:TYPE,v:TYPE"
             )
-        pairs = turning_pairs(found, self.turning)
-        block = min(MOST_SHARED, math.gcd(2 * pairs, size))
-        block &= -block  # the largest power of two that divides it
+        pairs, block = turning_pairs(found, self.turning), self._blocks(found, size)
+        if not block and (is_codec(keep.k) or is_codec(keep.v)):
+            raise BrioletteError(
+                f"--kv: {kind} layers cannot keep K and V once in codes: {2 * pairs} rotary values, and {size} in "
+                f"all, are no blocks of {LEAST_SHARED} or more; they can have kv:{', kv:'.join(CACHE_DTYPES)}"
+            )
         k, v = (f"{name}_{block}" if is_codec(name) else name for name in (keep.k, keep.v))
-        for name in (k, v):
-            if name not in CACHE_DTYPES and not is_codec(name):
-                raise BrioletteError(
-                    f"--kv: {kind} layers cannot keep K and V once in codes: {2 * pairs} rotary values, and {size} in "
-                    f"all, are no blocks of 32 or more; they can have kv:{', kv:'.join(CACHE_DTYPES)}"
-                )
         return replace(keep, k=k, v=v, pairs=pairs)
+
+    def _blocks(self, found: Once, size: int) -> int:
+        """The values of blocks that both the rotary dimensions and all others fill; 0 where those are too few."""
+        common = math.gcd(2 * turning_pairs(found, self.turning), size)
+        block = min(MOST_SHARED, common & -common)  # the largest power of two that divides it
+        return block if block >= LEAST_SHARED else 0
 
     def _types(self, slot: int, names: Sequence[str]) -> Types:
         for who, types in self.layers.items():
@@ -213,25 +220,33 @@ def policy_named(text: str) -> Policy:
     """The policy that a text says. Raises BrioletteError for what is no policy, and says what is possible."""
     if text in CACHE_DTYPES:
         return Policy(text, {"all": Types(text, text)}, 0, 0)
-    if text in PRESETS:
-        return replace(policy_named(PRESETS[text]), text=text)
-    if "=" not in text:
+    first, *rest = (part.strip() for part in text.split(";"))
+    preset = PRESETS.get(first)
+    if preset is None and "=" not in text:
         known = ", ".join((*CACHE_DTYPES, *PRESETS))
         raise BrioletteError(
             f"there is no KV cache type `{text}`; there are {known}, and policies such as `{PRESETS['balanced']}`"
         )
+    own = _entries([first, *rest] if preset is None else rest)
+    given = own if preset is None else _entries(preset.split(";")) | own
+    preset_once = preset is not None and "once" not in own
+    counts = {name: _count(name, given.pop(name)) for name in COUNTS if name in given}
+    switches = {name: _switch(name, given.pop(name)) for name in SWITCHES if name in given}
+    layers = {name: _types(value, switches.get("scale") == "eden") for name, value in given.items()}
+    return Policy(text, layers, **counts, rotate=switches.get("rotate") != "off", preset=preset_once)
+
+
+def _entries(parts: Sequence[str]) -> dict[str, str]:
+    """What is left and right of the equals signs."""
     given: dict[str, str] = {}
-    for entry in filter(None, (part.strip() for part in text.split(";"))):
+    for entry in filter(None, parts):
         name, equals, value = (part.strip() for part in entry.partition("="))
         if not equals or not name or not value:
             raise BrioletteError(f"--kv: `{entry}` is no entry: write LAYERS=TYPE, LAYERS=k:TYPE,v:TYPE or sink=N")
         if name in given:
             raise BrioletteError(f"--kv: {name} is given twice")
         given[name] = value
-    counts = {name: _count(name, given.pop(name)) for name in COUNTS if name in given}
-    switches = {name: _switch(name, given.pop(name)) for name in SWITCHES if name in given}
-    layers = {name: _types(value, switches.get("scale") == "eden") for name, value in given.items()}
-    return Policy(text, layers, **counts, rotate=switches.get("rotate") != "off")
+    return given
 
 
 def _count(name: str, value: str) -> int:

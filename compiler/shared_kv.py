@@ -56,6 +56,6 @@ def turning_pairs(found: Once, turning: int | None) -> int:
     if turning is None:
         raise BrioletteError(
             f"--kv: which dimensions of K turn is in the file's {found.frequencies}, which is not at hand: say how "
-            "many pairs do, as turning=N"
+            "many pairs do, as turning=N, which may follow a preset: balanced;turning=64"
         )
     return turning

@@ -103,7 +103,7 @@ def _checked_cache(kv: str, file: GgufFile | Header, made: Source | None) -> str
         return kv
     from .kv import settled
 
-    return settled(kv, made.module, file.tensor_bytes)
+    return settled(kv, made, file.tensor_bytes)
 
 
 def context_length(header: Header) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from briolette.compiler.pipeline import front
 from briolette.compiler.policy import PRESETS, Keep, Types, policy_named
 from briolette.compiler.rules.cache import kept
 from briolette.compiler.text import parse_module, print_module
+from briolette.engine.bench.sizes import sizes
 from briolette.engine.gguf import open_gguf
 from briolette.engine.tracing.weights import reader
 from briolette.spec import syntax
@@ -74,6 +76,15 @@ def test_presets_fit_every_shipped_shape(model, preset):
     assert keeps(model, preset).keys() == keeps(model, "f16").keys()
 
 
+def test_entries_after_a_preset_hold_in_place_of_its_own(model):
+    preset, changed = keeps(model, "balanced"), keeps(model, "balanced; sink=2; sliding=tq4")
+    for slot, keep in changed.items():
+        if slot in kinds(model)["global"]:
+            assert keep == replace(preset[slot], sink=2)
+        else:
+            assert (preset[slot].k, keep.k) == ("tq8", "tq4")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -86,6 +97,8 @@ def test_presets_fit_every_shipped_shape(model, preset):
         ("all=tq4;sink=many", "sink is a number"),
         ("all=tq4;scale=best", "scale is norm or eden"),
         ("all=tq4;nonsense", "no entry"),
+        ("balanced;nonsense", "no entry"),
+        ("balanced;sink=1;sink=2", "given twice"),
     ],
 )
 def test_what_is_no_policy_is_said(model, text, said):
@@ -153,7 +166,11 @@ def scales(module, slot: int) -> int:
 def shared():
     """A model whose global layers have no projection for V; two of the eight pairs of a head turn."""
     file = open_gguf(ORACLE / "gemma4_moe.gguf")
-    return file, front(syntax.load(syntax.shipped()["gemma4"]), file.header)
+    return file, front(_gemma4(), file.header)
+
+
+def _gemma4():
+    return syntax.load(syntax.shipped()["gemma4"])
 
 
 def test_k_and_v_kept_once_are_k_and_v(shared):
@@ -182,6 +199,8 @@ def test_k_and_v_kept_once_are_k_and_v(shared):
     [
         ("local=kv:f32;turning=2", "local layers cannot keep K and V once: their V is not what K is made of"),
         ("global=kv:f32", "rope_freqs.weight, which is not at hand: say how many"),
+        ("balanced;once=tqkv6r6;turning=2", "4 rotary values, and 16 in all, are no blocks"),
+        ("balanced", "turning=N, which may follow a preset"),
         ("global=tqkv6r6;turning=2", "4 rotary values, and 16 in all, are no blocks"),
         ("global=kv:tq4,v:tq4;turning=2", "kv:TYPE for both"),
     ],
@@ -196,6 +215,17 @@ def test_layers_that_could_keep_both_once_go_by_that(shared, model):
     found = keeps(shared, "once=kv:bf16;full=f16;turning=2")
     assert {slot for slot, keep in found.items() if keep.pairs == 2} == layers
     assert not any(keep.pairs for keep in keeps(model, "once=kv:bf16;full=f16;turning=2").values())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_keep_both_once_where_blocks_of_codes_fit(shared, preset):
+    """Heads of 16 are too small: they go by what the preset says of `full`. True sizes have blocks of 128."""
+    small, large = keeps(shared, f"{preset};turning=2"), front(_gemma4(), sizes("gemma4-26b-a4b:6").header)
+    found = policy_named(f"{preset};turning=64").keeps(large)
+    assert not any(keep.pairs for keep in small.values())
+    assert {slot: (keep.pairs, keep.k[3:], keep.v[3:]) for slot, keep in found.items() if keep.pairs} == {
+        5: (64, "_128", "_128")
+    }
 
 
 def test_codes_of_both_have_blocks_of_their_own():

@@ -22,10 +22,12 @@ from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Module
 from briolette.compiler.pipeline import front
 from briolette.engine.available import available_memory, parsed_size
+from briolette.engine.bench.sizes import sizes
+from briolette.engine.bench.synthetic import synthetic
 from briolette.engine.cli import app
 from briolette.engine.gguf import GgufFile, open_gguf
 from briolette.engine.memory import Planner, plan_memory
-from briolette.engine.source import architecture
+from briolette.engine.source import architecture, source_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = sorted((ROOT / "tests" / "oracle" / "models").glob("*.gguf"))
@@ -73,6 +75,32 @@ def test_the_cpu_engine_allocates_what_was_planned(path, monkeypatch):
         assert engine.allocated == planned.allocated
         assert sum(planned.mapped.values()) == sum({a.ctypes.data: a.nbytes for a in engine.kept}.values())
         engine.close()
+
+
+LARGE, LONG = "gemma4-26b-a4b:6", 131072  # a fifth of it: a global layer, whose V is what K is made of, and five local
+
+
+def test_presets_keep_a_long_context_in_a_quarter(monkeypatch):
+    """Planned, and allocated. Of the global layer's 256 pairs of dimensions 64 turn, which the header does not say."""
+    source = source_of(None, sizes(LARGE).header)
+
+    def planned(kv: str) -> int:
+        return cpu.memory(source, kv)(Options(context=LONG, cache=kv)).allocated["kv"]
+
+    balanced, compact = (f"{preset};turning=64" for preset in ("balanced", "compact"))
+    assert planned("f16") > 4 * planned(balanced)
+    assert planned("f16") > 5 * planned(compact)
+
+    given = Options(context=LONG, cache=balanced, weights="mapped")
+    engine = cpu.CpuEngine(source, Weights(synthetic(sizes(LARGE)).tensor_bytes), given)
+    monkeypatch.setattr(programs, "Library", NoCode)
+    monkeypatch.setattr(programs, "kept", lambda name, make: make() if name.endswith(".json") else b"")
+    engine.group("generate")
+    planes = {at: plane.memory.nbytes for at, plane in engine.planes.items()}
+    once = sum(size for (slot, plane), size in planes.items() if slot == 5 and not plane.startswith("near"))
+    assert once == LONG * 2 * ((512 * 5 + 128 * 6) // 8 + 2 * (4 + 1))  # codes, and a scale for 128 values
+    assert sum(planes.values()) == engine.allocated["kv"] == planned(balanced)
+    engine.close()
 
 
 def test_steps_take_no_more():

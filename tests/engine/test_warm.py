@@ -21,6 +21,7 @@ from briolette.backends.cpu.target import Target
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header, TensorInfo
 from briolette.engine.gguf import NumberArray, open_gguf
+from briolette.engine.kv import settled
 from briolette.engine.source import ModelSource, source_of
 from briolette.spec import files, syntax
 
@@ -60,6 +61,13 @@ def test_a_second_start_makes_no_program(folder, monkeypatch):
     assert np.array_equal(again.prefill(tokens), wanted)
     assert again.vocabulary == len(wanted)
     again.close()
+
+
+def test_a_preset_asks_for_no_module_again(folder, monkeypatch):
+    """Whether K and V could be kept once is known from an earlier start."""
+    assert settled("balanced", source_of(None, HEADER), open_gguf(E2B).tensor_bytes) == "balanced"
+    monkeypatch.setattr(ModelSource, "_unrolled", lambda self: pytest.fail("the module was made again"))
+    assert settled("balanced", source_of(None, HEADER), open_gguf(E2B).tensor_bytes) == "balanced"
 
 
 def test_a_second_start_imports_neither_parser_nor_compiler(folder):
