@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -9,9 +10,14 @@ import numpy as np
 import pytest
 
 import briolette
+from briolette.backends.base import Engine, Options, Weights
 from briolette.backends.cpu.engine import memory
 from briolette.compiler.errors import BrioletteError
+from briolette.engine.backends import backend_named
+from briolette.engine.gguf import open_gguf
+from briolette.engine.kv import settled
 from briolette.engine.model import Model
+from briolette.engine.source import source_of
 
 MODELS = Path(__file__).parents[1] / "oracle" / "models"
 CODES = "all=k:tq6,v:tq4;sink=0;recent=0"
@@ -89,6 +95,44 @@ def test_keys_and_values_kept_once(name, kv):
 
     assert max(map(error, logits(once), logits(apart))) < 1e-5
     assert error(opened(name, kv, "reference").logits(texts[1]), apart.logits(texts[1])) < 1e-4
+
+
+def enlarged(backend: str, kv: str) -> Engine:
+    """gemma4_dense with random global heads of 128 values, of which 32 turn: large enough for blocks of codes."""
+    file = open_gguf(MODELS / "gemma4_dense.gguf")
+    sizes = {f"gemma4.{key}": 128 for key in ("attention.key_length", "attention.value_length", "rope.dimension_count")}
+    factors = np.repeat(np.array([1, 1e30], np.float32), [16, 48])
+    tensors, changed = {}, {"rope_freqs.weight": factors}
+    for name, tensor in file.header.tensors.items():
+        if name.startswith(("blk.2.attn_", "blk.5.attn_")) and tensor.shape != (48,):
+            rows, *columns = tensor.shape
+            columns = [8 * n for n in columns] if "output" in name else columns
+            shape = (rows if "output" in name else 8 * rows, *columns)
+            scale = 1.0 if not columns else columns[0] ** -0.5
+            rng = np.random.default_rng(len(changed))
+            changed[name] = (rng.normal(0.3 * (not columns), 0.3 if not columns else scale, shape)).astype(np.float32)
+        tensors[name] = replace(tensor, shape=changed[name].shape) if name in changed else tensor
+    header = replace(file.header, metadata=file.header.metadata | sizes, tensors=tensors)
+
+    def stored(name: str) -> np.ndarray:
+        return changed[name].view(np.uint8).reshape(-1) if name in changed else file.tensor_bytes(name)
+
+    source = source_of(None, header)
+    options = Options(context=96, cache=settled(kv, source, stored), threads=2, chunk=16, weights="mapped")
+    return backend_named(backend).compile(source, Weights(stored), options)
+
+
+@pytest.mark.parametrize("kv", ["balanced;sink=3;recent=9", "once=tqkv6r4;sliding=f32;sink=0;recent=0"])
+def test_codes_of_keys_and_values_kept_once(kv):
+    reference, apart, engine = enlarged("reference", kv), enlarged("reference", "f32"), enlarged("cpu", kv)
+    assert engine.options.cache == f"{kv};turning=16"
+    text = tokens(70)
+    right, uncoded = (each.step(text, 0, "all") for each in (reference, apart))
+    assert error(uncoded, right) > 1e-3
+    found = [engine.step(text[:41], 0)[0], *(engine.step([text[at]], at)[0] for at in range(41, 70))]
+    assert error(np.array(found), right[40:]) < TIES / 10
+    kept = {plane: kept.of.dtype for (slot, plane), kept in engine.planes.items() if slot == 2}
+    assert (kept["k"], kept["v"]) == (("tq4_32", "tq6_32") if "tqkv" in kv else ("tq6_32", "tq5_32"))
 
 
 def test_sequences_side_by_side_are_each_their_own():
