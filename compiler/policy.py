@@ -30,7 +30,7 @@ from .shared_kv import Once, once, turning_pairs
 PRESETS = {
     "quality": "once=tqkv8r8;full=k:tq8,v:tq6;sliding=bf16;sink=16;recent=128",
     "balanced": "once=tqkv5r6;full=k:tq6,v:tq3;sliding=tq8;sink=16;recent=128",
-    "compact": "once=tqkv4r5;full=k:tq5,v:tq2;sliding=k:tq6,v:tq5;sink=16;recent=128",
+    "compact": "once=tqkv5r5;full=k:tq5,v:tq2;sliding=k:tq6,v:tq5;sink=16;recent=128",
 }
 NEAR = "bf16"  # what the nearest positions, and the first, are kept in
 STRUCTURAL = ("once", "full", "sliding", "all")
