@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .app import app
-from .options import ENGINE, Backend, Json, Path_, Prefill, Spec, Threads, Weights
+from .options import ENGINE, Backend, Json, Kvs, Path_, Prefill, Spec, Threads, Weights
 
 BESIDE = "Beside ours"
 
@@ -25,15 +25,6 @@ Text = Annotated[str, typer.Option(metavar="FILE", help="The text to read; - is 
 Ctx = Annotated[int, typer.Option("--ctx", min=4, help="Tokens of a window; its second half is scored.")]
 Chunks = Annotated[
     int | None, typer.Option(min=1, help="Windows to read. (default: all of the text)", show_default=False)
-]
-KvTypes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--kv",
-        metavar="KV",
-        help="How the KV cache is kept, as for `run`; several times for several rows. (default: as for `run`)",
-        show_default=False,
-    ),
 ]
 PeerName = Annotated[
     str | None,
@@ -66,7 +57,7 @@ def ppl(
     text: Text,
     ctx: Ctx = 512,
     chunks: Chunks = None,
-    kv: KvTypes = None,
+    kv: Kvs = None,
     peer: PeerName = None,
     peer_python: PeerPython = PEER_PYTHON,
     peer_kv: PeerKv = None,
@@ -96,7 +87,7 @@ def kld(
     text: Text,
     ctx: Ctx = 512,
     chunks: Chunks = None,
-    kv: KvTypes = None,
+    kv: Kvs = None,
     base_kv: Annotated[str, typer.Option(metavar="KV", help="How the baseline keeps its KV cache.")] = "f32",
     peer: PeerName = None,
     peer_python: PeerPython = PEER_PYTHON,
