@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -73,9 +74,11 @@ class PeerProcess:
 
     def ended(self, otherwise: str) -> BrioletteError:
         """What to say of a process that says no more."""
-        self.process.wait()
+        code = self.process.wait()
         self.words.seek(0)
         said = self.words.read().decode(errors="replace").strip().splitlines()
+        if code < 0:
+            said.append(signal.strsignal(-code) or f"signal {-code}")
         return BrioletteError(f"{otherwise} ({said[-1]})" if said else otherwise)
 
     def close(self) -> None:

@@ -107,6 +107,9 @@ def test_what_is_wrong_with_a_peer_is_told_in_a_sentence(tmp_path):
 
     assert f"there is no Python {tmp_path / 'none'}; `make peers`" in told(tmp_path / "none")
     assert "--peer takes llama.cpp, not 'ollama'" in told(sys.executable, peer="ollama")
+    dying = stand_in(tmp_path, gives_up="fill")
+    dying.write_text(dying.read_text().replace('sys.exit("out of patience")', "import os; os.abort()"))
+    assert "llama.cpp gave up (Aborted)" in told(dying)
     without = tmp_path / "without"
     without.write_text(f"#!{sys.executable}\nraise SystemExit('No module named llama_cpp')\n")
     without.chmod(0o755)
