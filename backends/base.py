@@ -164,6 +164,11 @@ class Engine(Protocol):
         """Whether, with `end` positions of a sequence cached, its next step may start at `to`: ring buffers forget."""
         ...
 
+    def checkpoint(self) -> Callable[[], None]:
+        """What ring buffers hold now, to be put back by calling the result: after steps that went on from here, the
+        next may start here again. Only while the context has been neither rewound nor used for something else."""
+        ...
+
     @property
     def vocabulary(self) -> int:
         """How many logits a token has."""

@@ -83,6 +83,10 @@ class ReferenceEngine:
         """Always: the evaluator keeps every position."""
         return to <= end
 
+    def checkpoint(self) -> Callable[[], None]:
+        """See `base.Engine.checkpoint`: there are no rings."""
+        return lambda: None
+
     @property
     def allocated(self) -> dict[str, int]:
         """See `base.Engine.allocated`."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,9 @@ class PeerProcess:
             raise BrioletteError(f"{name} cannot be measured: there is no Python {python}; {INSTALL}")
         # -P: the folder of the script has modules of ours, which are none of its business.
         command = [str(python), "-P", str(script), str(model), *map(str, options)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        # Its last words, in a file: a pipe that nobody reads would stop a talkative process once it is full.
+        self.words = tempfile.TemporaryFile()  # noqa: SIM115  `close` does
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.words)
         try:
             self.told = self.answer(f"{name} cannot be measured: {python} does not have it; {INSTALL}")
             if not self.told["loaded"]:
@@ -70,14 +74,17 @@ class PeerProcess:
 
     def ended(self, otherwise: str) -> BrioletteError:
         """What to say of a process that says no more."""
-        assert self.process.stderr is not None
-        said = self.process.stderr.read().decode(errors="replace").strip().splitlines()
+        code = self.process.wait()
+        self.words.seek(0)
+        said = self.words.read().decode(errors="replace").strip().splitlines()
+        if code < 0:
+            said.append(signal.strsignal(-code) or f"signal {-code}")
         return BrioletteError(f"{otherwise} ({said[-1]})" if said else otherwise)
 
     def close(self) -> None:
         """Ends the process."""
         self.process.kill()
-        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+        for stream in (self.process.stdin, self.process.stdout, self.words):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):  # of a request that nobody read
                     stream.close()

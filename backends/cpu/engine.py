@@ -171,8 +171,7 @@ class CpuEngine:
         )
 
     def checkpoint(self) -> Callable[[], None]:
-        """What the rings hold now, to be put back by calling the result: after steps that went on from here, the next
-        may start here again. Only while the context has been neither rewound nor used for something else."""
+        """See `base.Engine.checkpoint`."""
         with self.team.mine():
             rings = [p for p in self.planes.values() if p.capacity < self.options.context]
             kept, oldest = [(ring.memory, ring.memory.copy()) for ring in rings], dict(self.oldest)

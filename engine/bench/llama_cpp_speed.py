@@ -6,8 +6,12 @@ Reads one JSON request a line from standard input and answers each with one line
     {"prefill": [ids], "logits": "last"}  so many tokens at once, with the last one's logits, or with "all" of them
     {"decode": [ids]}                     tokens one by one
 
+Each also has `"kv": ["q8_0", "q4_0"]`, the types of K and of V. There is a context for each, which shares the model;
+where there cannot be one, the answer is `{"failed": ...}`.
+
 Calls the C API directly, so that no Python loop over logits is timed, and with the settings of llama-bench: no cache
-beyond the window in layers that have one. The first line it writes has its version. With `--first-token`, it reads no
+beyond the window in layers that have one. Flash attention is on where V is quantised, which needs it, and else as
+llama.cpp chooses. The first line it writes has its version. With `--first-token`, it reads no
 requests: it makes the first token after a text and writes the peak memory of the process in MB.
 """
 
@@ -25,32 +29,56 @@ from typing import Any
 
 import llama_cpp
 
-KV_TYPES = {"f32": 0, "f16": 1, "bf16": 30}  # enum ggml_type
+PLAIN = ("f32", "f16", "bf16")
 BATCH = 2048  # tokens that llama_decode takes at once: the default of llama-bench
+FLASH = 1  # enum llama_flash_attn_type: enabled
+
+
+def type_of(name: str) -> int | None:
+    """The number of enum ggml_type; None where there is no such type."""
+    known = {"bf16": 30}  # it has no name in llama-cpp-python
+    return getattr(llama_cpp, f"GGML_TYPE_{name.upper()}", known.get(name))
 
 
 class Context:
-    """A model and its cache, which before every run holds what was filled in last."""
+    """A cache for a model, which before every run holds what was filled in last. `context` is nothing where there
+    can be none of these types."""
 
-    def __init__(self, options: argparse.Namespace):
-        model = llama_cpp.llama_model_load_from_file(options.model.encode(), llama_cpp.llama_model_default_params())
+    def __init__(self, model: Any, options: argparse.Namespace, keys: str, values: str):
+        types = type_of(keys), type_of(values)
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = options.context, BATCH, 512
         params.n_threads = params.n_threads_batch = options.threads
-        params.type_k = params.type_v = KV_TYPES[options.kv]
         params.swa_full = False
-        self.model, self.context = model, llama_cpp.llama_init_from_model(model, params) if model else None
+        if None not in types:
+            params.type_k, params.type_v = types
+        if values not in PLAIN:
+            params.flash_attn_type = FLASH
+        self.model = model
+        self.context = None if None in types else llama_cpp.llama_init_from_model(model, params)
         self.kept: Any = None
+        self.states: dict[tuple[int, ...], Any] = {(): None}  # by what was filled in
 
     def fill(self, ids: Sequence[int]) -> float:
-        self.kept = None
-        self.rewind()
-        seconds = self.prefill(ids, "last") if ids else 0.0
-        if ids:
+        seconds, key = 0.0, tuple(ids)
+        if key not in self.states:
+            self.kept = None
+            self.rewind()
+            seconds = self.prefill(ids, "last")
             size = llama_cpp.llama_state_seq_get_size(self.context, 0)
-            self.kept = (ctypes.c_uint8 * size)()
-            llama_cpp.llama_state_seq_get_data(self.context, self.kept, size, 0)
+            self.states[key] = (ctypes.c_uint8 * size)()
+            llama_cpp.llama_state_seq_get_data(self.context, self.states[key], size, 0)
+        self.kept = self.states[key]
         return seconds
+
+    def answer(self, request: dict[str, Any]) -> float:
+        """Has something run; its seconds."""
+        if "fill" in request:
+            return self.fill(request["fill"])
+        self.rewind()
+        if "prefill" in request:
+            return self.prefill(request["prefill"], request["logits"])
+        return self.decode(request["decode"])
 
     def rewind(self) -> None:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
@@ -103,29 +131,26 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--context", type=int, default=4096)
-    parser.add_argument("--kv", choices=KV_TYPES, default="f16")
     parser.add_argument("--first-token", metavar="TEXT")
     options = parser.parse_args()
     quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(quiet, None)
     llama_cpp.llama_backend_init()
-    context = Context(options)
+    model = llama_cpp.llama_model_load_from_file(options.model.encode(), llama_cpp.llama_model_default_params())
     if options.first_token is not None:
-        context.first_token(options.first_token.encode())
+        Context(model, options, "f16", "f16").first_token(options.first_token.encode())
         print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024)
         return
-    print(json.dumps({"version": llama_cpp.__version__, "loaded": bool(context.context)}), flush=True)
+    print(json.dumps({"version": llama_cpp.__version__, "loaded": bool(model)}), flush=True)
+    contexts: dict[tuple[str, str], Context] = {}
     for line in sys.stdin:
         request = json.loads(line)
-        if "fill" in request:
-            seconds = context.fill(request["fill"])
-        else:
-            context.rewind()
-            if "prefill" in request:
-                seconds = context.prefill(request["prefill"], request["logits"])
-            else:
-                seconds = context.decode(request["decode"])
-        print(json.dumps({"seconds": seconds}), flush=True)
+        kv = tuple(request["kv"])
+        if kv not in contexts:
+            contexts[kv] = Context(model, options, *kv)
+        made = contexts[kv]
+        answer = {"seconds": made.answer(request)} if made.context else {"failed": kv}
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,13 @@ class Case:
 
 
 class Subject(Protocol):
-    """An engine that is measured, with `threads` threads.
+    """An engine that is measured, with `threads` threads and a cache of type `kv`.
 
     It has filled its cache with `depth` tokens when a case of that depth is run, and has as many after it.
     """
 
     name: str
+    kv: str
     threads: int
 
     def fill(self, depth: int) -> None: ...
@@ -48,13 +49,15 @@ class Subject(Protocol):
 
 @dataclass
 class Result:
-    """The seconds of every repetition of a case."""
+    """The seconds of every repetition of a case. turn: the number of our engine that was loaded meanwhile."""
 
     subject: str
+    kv: str
     threads: int
     case: Case
     work: Work | None
     seconds: list[float] = field(default_factory=list)
+    turn: int = 0
 
     @property
     def rates(self) -> list[float]:
@@ -84,7 +87,7 @@ def measure(
         turns = sorted(
             ((place, subject, case) for subject, cases in here for place, case in enumerate(cases)), key=lambda t: t[0]
         )
-        pairs = [(s, Result(s.name, s.threads, case, s.work(case))) for _, s, case in turns]
+        pairs = [(s, Result(s.name, s.kv, s.threads, case, s.work(case))) for _, s, case in turns]
         for repetition in range(repetitions + 1):
             for subject, result in pairs:
                 seconds = subject.run(result.case)

@@ -26,6 +26,7 @@ class Briolette:
 
     def __init__(self, model: Model, name: str = "briolette"):
         self.model, self.name, self.threads = model, name, model.options.threads
+        self.kv = model.options.cache
         self.engine = cast(CpuEngine, model.engine)
         self.restore: Callable[[], None] = lambda: None
         self.works: dict[str, Works] = {}

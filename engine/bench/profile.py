@@ -55,6 +55,8 @@ class Part:
 class Spent:
     """The time of a case: in kernels, in threads that waited or came late, and outside of native code."""
 
+    engine: str
+    kv: str
     case: Case
     threads: int
     seconds: float  # in all
@@ -80,7 +82,7 @@ def profile(subject: Briolette, case: Case, repetitions: int) -> Spent:
     busy = found.kernels.sum(axis=1)
     inside = float(busy[0] + found.waits[0].sum()) / repetitions  # of the caller: others may leave when it is gone
     waiting = inside - float(busy.mean()) / repetitions  # at barriers, or not there yet
-    return Spent(case, subject.threads, seconds, parts, waiting, max(0.0, seconds - inside))
+    return Spent(subject.name, subject.kv, case, subject.threads, seconds, parts, waiting, max(0.0, seconds - inside))
 
 
 def grouped(taken: Profile, works: list[Work], repetitions: int) -> tuple[Part, ...]:

@@ -1,11 +1,11 @@
-"""One benchmark of one model: engines loaded for each number of threads, measured in turn, profiled where wanted."""
+"""One benchmark of one model: our engines one after the other, measured in turns with a peer, profiled where wanted."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from briolette.backends.base import PREFILL
@@ -19,7 +19,7 @@ from briolette.engine.words import many
 
 from .measure import Case, Result, Subject, measure
 from .ours import Briolette
-from .peer import Peer
+from .peer import Beside, Peer, PeerCache
 from .profile import Spent, profile
 from .synthetic import Synthetic
 from .wanted import Wanted
@@ -36,10 +36,14 @@ class Measured:
     trained: int | None = None  # positions that the model was made for
     peer: dict[str, str] = field(default_factory=dict)  # versions
 
-    def ratio(self, one: Result) -> float | None:
-        """How many times as fast as a peer in the same case; None for peers, and where there was none."""
-        peers = [r for r in self.results if (r.threads, r.case) == (one.threads, one.case) and r.subject in self.peer]
-        return None if not peers or one.subject in self.peer else one.median / peers[0].median
+    def ratios(self, one: Result) -> dict[str, float]:
+        """How many times as fast as each of a peer's caches, by their types, in the same case and in the same turns;
+        none for peers."""
+        if one.subject in self.peer:
+            return {}
+        same = (one.turn, one.threads, one.case)
+        beside = [r for r in self.results if r.subject in self.peer and (r.turn, r.threads, r.case) == same]
+        return {peer.kv: one.median / peer.median for peer in beside}
 
 
 def run(
@@ -48,39 +52,87 @@ def run(
     options: dict[str, Any],
     telling: Telling,
     profiled: bool = False,
-    peer: tuple[str, Path] | None = None,
+    beside: Beside | None = None,
 ) -> Measured:
     """Measures everything that is wanted of a model.
 
-    options: of `load`. peer: an engine to take turns with, and the Python that has it. Raises BrioletteError where
-    the model or the peer cannot be run.
+    options: of `load`. There is one engine of ours at a time: one cache or way of prefill after the other, each in
+    turns with all caches of a peer. Raises BrioletteError where the model or the peer cannot be run.
     """
-    if peer is not None and isinstance(source, Synthetic):
-        raise BrioletteError(f"{peer[0]} reads files, and there is none of a model that is made up; give a MODEL")
-    found = Measured()
+    if beside is not None and isinstance(source, Synthetic):
+        raise BrioletteError(f"{beside.name} reads files, and there is none of a model that is made up; give a MODEL")
+    found = Measured(trained=context_length(source.header))
     for threads in wanted.threads:
-        with _loaded(source, wanted, options, telling, peer, threads) as (ours, others):
-            found.peer |= {other.name: other.version for other, _ in others}
-            found.about, found.trained = _about(source, ours[0][0]), context_length(source.header)
-            with telling.busy(f"measuring what {many(threads, 'thread')} can do at most"):
-                before = ceilings.measure(threads)
-            subjects: list[tuple[Subject, list[Case]]] = [*ours, *others]
-            bar = telling.bar(f"measuring with {many(threads, 'thread')}")
-            try:
-                found.results += measure(subjects, wanted.repetitions, bar)
-            finally:
-                bar.close()
-            for subject, cases in ours if profiled else ():
-                with telling.busy("taking the time of every kernel"):
-                    found.profiles += _profiles(subject, cases, wanted.repetitions)
-            found.ceilings[threads] = before.best(ceilings.measure(threads))
+        with telling.busy(f"measuring what {many(threads, 'thread')} can do at most"):
+            before = ceilings.measure(threads)
+        with ExitStack() as stack:
+            peers: list[PeerCache] = []
+            for turn, (kv, prefill) in enumerate(wanted.engines()):
+                ours = options | {"kv": kv, "prefill": prefill, "threads": threads, "context": wanted.context}
+                with closing(_loaded(source, wanted, ours, telling)) as subject:
+                    if beside is not None and not peers:
+                        peers = _peers(source, wanted, beside, subject, stack, telling)
+                        found.peer = {peer.name: peer.peer.version for peer in peers}
+                    results, profiles = _turns(subject, wanted, peers, telling, profiled)
+                    found.about = found.about or _about(source, subject, wanted)
+                    options = options | {"weights": subject.model.options.weights}  # all keep them as the first does
+                for one in results:
+                    one.turn = turn
+                found.results += results
+                found.profiles += profiles
+                del subject  # its memory is free before the next one is made, which may need it
+                gc.collect()
+        found.ceilings[threads] = before.best(ceilings.measure(threads))
     return found
 
 
-def _about(source: GgufFile, subject: Briolette) -> dict[str, Any]:
+def _loaded(source: GgufFile, wanted: Wanted, options: dict[str, Any], telling: Telling) -> Briolette:
+    """An engine of ours, loaded and compiled for its tests."""
+    with telling.busy(f"loading the model for {many(options['threads'], 'thread')}"):
+        model, prefill = load(source, **options), options["prefill"]
+        subject = Briolette(model, "briolette" if prefill == PREFILL[0] else f"briolette, {prefill} prefill")
+        try:
+            subject.prepare(wanted.cases(prefill))
+        except BaseException:
+            subject.close()
+            raise
+    return subject
+
+
+def _peers(
+    source: GgufFile, wanted: Wanted, beside: Beside, ours: Briolette, stack: ExitStack, telling: Telling
+) -> list[PeerCache]:
+    """A peer's caches. Its process ends with the stack."""
+    with telling.busy(f"loading the model with {beside.name}"):
+        ids = ours.engine.token_ids
+        peer = Peer(beside.name, beside.python, source.shards[0], ours.threads, wanted.context, ids)
+    stack.enter_context(closing(peer))
+    types = [ours.kv if kv is None else kv for kv in wanted.caches]
+    return [PeerCache(peer, kv) for kv in beside.types(types)]
+
+
+def _turns(
+    ours: Briolette, wanted: Wanted, peers: Sequence[PeerCache], telling: Telling, profiled: bool
+) -> tuple[list[Result], list[Spent]]:
+    """An engine of ours in turns with a peer's caches; then alone, with where its time goes."""
+    cases = wanted.cases(ours.model.options.prefill)
+    subjects: list[tuple[Subject, list[Case]]] = [(subject, cases) for subject in (ours, *peers)]
+    bar = telling.bar(f"measuring {ours.name}, {ours.kv} cache, with {many(ours.threads, 'thread')}")
+    try:
+        results = measure(subjects, wanted.repetitions, bar)
+    finally:
+        bar.close()
+    if not profiled:
+        return results, []
+    with telling.busy("taking the time of every kernel"):
+        return results, list(_profiles(ours, cases, wanted.repetitions))
+
+
+def _about(source: GgufFile, subject: Briolette, wanted: Wanted) -> dict[str, Any]:
     model = subject.model
     named = "synthetic" if isinstance(source, Synthetic) else "file"
-    options = {"kv": model.options.cache, "weights": model.options.weights, "chunk": model.options.chunk}
+    kv = [each or model.options.cache for each in wanted.caches]
+    options = {"kv": kv, "weights": model.options.weights, "chunk": model.options.chunk}
     told = {"name": model.header.metadata.get("general.name"), "spec": model.source.name, "bytes": source.size}
     return {"model": {"file": None, "synthetic": None} | {named: str(source.path)} | told, "options": options}
 
@@ -92,34 +144,3 @@ def _profiles(subject: Briolette, cases: Sequence[Case], repetitions: int) -> It
         for case in cases:
             if case.depth == depth:
                 yield profile(subject, case, repetitions)
-
-
-@contextmanager
-def _loaded(
-    source: GgufFile,
-    wanted: Wanted,
-    options: dict[str, Any],
-    telling: Telling,
-    peer: tuple[str, Path] | None,
-    threads: int,
-) -> Iterator[tuple[list[tuple[Briolette, list[Case]]], list[tuple[Peer, list[Case]]]]]:
-    """The engines that take turns, loaded and compiled, with what each is tested in."""
-    ours: list[tuple[Briolette, list[Case]]] = []
-    others: list[tuple[Peer, list[Case]]] = []
-    try:
-        with telling.busy(f"loading the model for {many(threads, 'thread')}"):
-            for prefill in wanted.prefill:
-                model = load(source, threads=threads, context=wanted.context, prefill=prefill, **options)
-                options = options | {"weights": model.options.weights}  # all keep them as the first does
-                cases = wanted.cases(first=not ours)
-                name = "briolette" if prefill == PREFILL[0] else f"briolette, {prefill} prefill"
-                ours.append((Briolette(model, name), cases))
-                ours[-1][0].prepare(cases)
-            if peer is not None:
-                engine, kv = ours[0][0].engine, ours[0][0].model.options.cache
-                other = Peer(*peer, source.shards[0], threads, wanted.context, kv, engine.token_ids)
-                others.append((other, wanted.cases()))
-        yield ours, others
-    finally:
-        for subject, _ in [*ours, *others]:
-            subject.close()

@@ -46,16 +46,18 @@ def ceilings_json(limits: Iterable[Ceilings]) -> list[dict[str, Any]]:
 
 def result_rows(found: Measured) -> list[list[str]]:
     """A row for each test of each engine; beside a peer, how many times as fast we are."""
-    head = [*HEAD, *(f"beside {name}" for name in found.peer)]
-    rows = [head]
+    beside = dict.fromkeys((one.subject, one.kv) for one in found.results if one.subject in found.peer)
     several = len({one.subject for one in found.results}) > 1
+    caches = len({one.kv for one in found.results}) > 1
+    rows = [[*HEAD, *(f"beside {name} {kv}" for name, kv in beside)]]
     for one in found.results:
         what = f"{one.case}: {one.subject}" if several else str(one.case)
+        what += f"{', ' if several else ': '}{one.kv} cache" if caches else ""
         spread = f"({min(one.rates):.1f} to {max(one.rates):.1f})"
-        told, ratio = shares(one, found.ceilings[one.threads]), found.ratio(one)
+        told, ratios = shares(one, found.ceilings[one.threads]), found.ratios(one)
         row = [what, f"{one.case.depth}", f"{one.threads}", f"{one.median:.1f}", spread]
         row += _rates(told) if told else [""] * 4
-        rows.append(row + ([f"{ratio:.2f} x" if ratio else ""] if found.peer else []))
+        rows.append(row + [f"{ratios[kv]:.2f} x" if kv in ratios else "" for _, kv in beside])
     return rows
 
 
@@ -97,6 +99,7 @@ def result_json_of(one: Result, measured: Measured) -> dict[str, Any]:
     """A result as plain values."""
     found: dict[str, Any] = {
         "engine": one.subject,
+        "kv": one.kv,
         **case_json(one.case),
         "threads": one.threads,
         "seconds": [round(seconds, 6) for seconds in one.seconds],
@@ -107,10 +110,9 @@ def result_json_of(one: Result, measured: Measured) -> dict[str, Any]:
     if one.work is not None:
         found["bytes_per_token"] = round(one.work.bytes / one.case.tokens)
         found["macs_per_token"] = round(one.work.macs / one.case.tokens)
-    told, ratio = shares(one, measured.ceilings[one.threads]), measured.ratio(one)
-    return (
-        found | {name: round(value, 4) for name, value in told.items()} | ({"ratio": round(ratio, 4)} if ratio else {})
-    )
+    found |= {name: round(value, 4) for name, value in shares(one, measured.ceilings[one.threads]).items()}
+    ratios = {kv: round(value, 4) for kv, value in measured.ratios(one).items()}
+    return found | ({"ratios": ratios} if ratios else {})
 
 
 LEAST_SHARE = 0.004  # of the kernels' time: what takes less is told as one
@@ -144,7 +146,8 @@ def _times(seconds: float, spent: Spent) -> list[str]:
 def profile_title(spent: Spent) -> str:
     """What a profile is of, in a line."""
     each = f"{1e3 * spent.seconds / spent.case.tokens:.2f} ms a token"
-    return f"{spent.case} at depth {spent.case.depth}, {many(spent.threads, 'thread')}: {each}, clocks included"
+    where = f"depth {spent.case.depth}, {many(spent.threads, 'thread')}, {spent.kv} cache"
+    return f"{spent.case} at {where}: {each}, clocks included"
 
 
 def profile_json(spent: Spent, limit: Ceilings) -> dict[str, Any]:
@@ -162,6 +165,8 @@ def profile_json(spent: Spent, limit: Ceilings) -> dict[str, Any]:
         for part in spent.parts
     ]
     return {
+        "engine": spent.engine,
+        "kv": spent.kv,
         **case_json(spent.case),
         "threads": spent.threads,
         **times(spent.seconds),

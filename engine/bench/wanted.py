@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from briolette.backends.base import PREFILL
 from briolette.compiler.errors import BrioletteError
+from briolette.compiler.policy import policy_named
 from briolette.engine.model import cores
 
 from .measure import Case
@@ -17,7 +18,11 @@ LOGITS = ("last", "all")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be measured: every combination of these."""
+    """What is to be measured: every combination of these.
+
+    caches: how the KV cache is kept; None is the model's default. room: positions that the caches have, beyond what
+    the longest case takes; None for no more than that.
+    """
 
     prompts: tuple[int, ...]
     generated: tuple[int, ...]
@@ -26,6 +31,8 @@ class Wanted:
     prefill: tuple[str, ...]
     logits: tuple[str, ...]
     repetitions: int
+    caches: tuple[str | None, ...] = (None,)
+    room: int | None = None
 
     @staticmethod
     def read(
@@ -36,6 +43,8 @@ class Wanted:
         prefill: Sequence[str],
         logits: Sequence[str],
         repetitions: int,
+        kv: Sequence[str] | None = None,
+        room: int | None = None,
     ) -> Wanted:
         """From the command line. Raises BrioletteError where something in it is no number, or no choice there is."""
         wanted = Wanted(
@@ -46,21 +55,39 @@ class Wanted:
             _choices(prefill, "--prefill", PREFILL),
             _choices(logits, "--logits", LOGITS),
             repetitions,
+            tuple(dict.fromkeys(kv or [None])),
+            room,
         )
         if not wanted.prompts and not wanted.generated:
             raise BrioletteError("there is nothing to measure: --prompt and --generate are both 0")
         if not wanted.threads or max(wanted.threads) > MOST_THREADS:
             raise BrioletteError(f"--threads takes numbers from 1 to {MOST_THREADS}")
+        if room is not None and room < wanted.longest:
+            raise BrioletteError(
+                f"a context of {room} tokens has no room for {wanted.longest}, which the deepest test takes: a larger "
+                "--ctx, or less --depth"
+            )
+        for each in filter(None, wanted.caches):
+            policy_named(each)  # raises for what is none, before anything is measured
         return wanted
 
     @property
-    def context(self) -> int:
+    def longest(self) -> int:
         """The positions that the longest case takes."""
         return max(self.depths) + max((*self.prompts, *self.generated))
 
-    def cases(self, first: bool = True) -> list[Case]:
-        """All of them; those of single tokens only for the `first` of several engines that differ in prefill."""
-        found = []
+    @property
+    def context(self) -> int:
+        """The positions that caches have."""
+        return self.longest if self.room is None else self.room
+
+    def engines(self) -> list[tuple[str | None, str]]:
+        """The cache and the way of prefill of each engine of ours."""
+        return [(kv, prefill) for kv in self.caches for prefill in self.prefill if self.cases(prefill)]
+
+    def cases(self, prefill: str) -> list[Case]:
+        """Those of an engine; of single tokens only for the first of those that differ in prefill."""
+        found, first = [], prefill == self.prefill[0]
         for depth in self.depths:
             found += [Case("prefill", n, depth, logits) for logits in self.logits for n in self.prompts]
             found += [Case("decode", n, depth) for n in self.generated if first]

@@ -14,10 +14,24 @@ from . import (
     plan,
     report,
     trace,
+    tune,
 )  # the order of the commands in the help
 from .app import app
 
-__all__ = ["ablate", "app", "bench", "compare", "evaluate", "generate", "look", "main", "plan", "report", "trace"]
+__all__ = [
+    "ablate",
+    "app",
+    "bench",
+    "compare",
+    "evaluate",
+    "generate",
+    "look",
+    "main",
+    "plan",
+    "report",
+    "trace",
+    "tune",
+]
 
 
 def main() -> None:

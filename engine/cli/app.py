@@ -48,7 +48,7 @@ class Commands(TyperGroup):
             from ..commands.terminal import error
 
             what = f" ({problem})" if str(problem) else ""
-            error(f"there is not enough memory{what}; a smaller --context or --chunk needs less")
+            error(f"there is not enough memory{what}; a smaller --ctx or --chunk needs less")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .app import app
-from .options import ENGINE, Chunk, Json, Spec, Weights
+from .options import Chunk, Context, Json, Kvs, Spec, Weights
 
 SIZES = ", ".join(sorted(p.name.removesuffix(".json") for p in (files("briolette.spec") / "sizes").iterdir()))
 WHAT = "What is measured"
@@ -26,6 +26,7 @@ def _list(name: str, help: str, *more: str) -> typer.models.OptionInfo:
     "briolette bench model.gguf --prompt 512 --generate 64 --depth 0,4096 --threads 1,2\n\n"
     "briolette bench model.gguf --prompt 0 --profile\n\n"
     "briolette bench model.gguf --depth 0,4096 --peer llama.cpp\n\n"
+    "briolette bench model.gguf --depth 16384 --kv f16 --kv balanced --peer llama.cpp --peer-kv f16 --peer-kv q8_0\n\n"
     "briolette bench --synthetic gemma4-e2b\n\n"
     "briolette bench model.gguf --prefill exact,fast --json"
 )
@@ -69,17 +70,19 @@ def bench(
         str,
         typer.Option(metavar="PATH", help="The Python that has it; `make peers` makes this one.", rich_help_panel=WHAT),
     ] = ".venv-peers/bin/python",
-    as_json: Json = False,
-    kv: Annotated[
-        str | None,
+    peer_kv: Annotated[
+        list[str] | None,
         typer.Option(
-            "--kv",
-            "--kv-type",
-            help="Element type of the KV cache: f32, f16 or bf16. (default: f16, but f32 where the weights are)",
-            rich_help_panel=ENGINE,
+            metavar="TYPE",
+            help="Its cache's type, or one for K and one for V, such as q8_0/q4_0; several times for several. "
+            "(default: the types of ours, f16 for policies)",
+            rich_help_panel=WHAT,
             show_default=False,
         ),
     ] = None,
+    as_json: Json = False,
+    kv: Kvs = None,
+    context: Context = None,
     weights: Weights = None,
     chunk: Chunk = 256,
     spec: Spec = None,
@@ -91,9 +94,9 @@ def bench(
     command(
         model,
         synthetic,
-        Wanted.read(prompt, generate, depth, threads, prefill, logits, repetitions),
-        {"kv": kv, "weights": weights, "chunk": chunk, "spec": spec},
+        Wanted.read(prompt, generate, depth, threads, prefill, logits, repetitions, kv, context),
+        {"weights": weights, "chunk": chunk, "spec": spec},
         profile,
-        (peer, Path(peer_python)) if peer is not None else None,
+        (peer, Path(peer_python), tuple(dict.fromkeys(peer_kv or []))),
         as_json,
     )

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .app import app
-from .options import ENGINE, Backend, Json, Path_, Prefill, Spec, Threads, Weights
+from .options import ENGINE, Backend, Chunk, Json, Kvs, Path_, Prefill, Spec, Threads, Weights
 
 BESIDE = "Beside ours"
 
@@ -17,7 +17,7 @@ evaluate = typer.Typer(
     epilog="Examples:\n\n"
     "briolette eval ppl model.gguf --text wiki.txt\n\n"
     "briolette eval kld model.gguf --text wiki.txt --kv bf16 --chunks 16",
-    help="Measures quality: perplexity, and divergence from a baseline.",
+    help="Measures quality: perplexity, divergence from a baseline, and what is found again in a long text.",
 )
 app.add_typer(evaluate, name="eval")
 
@@ -25,15 +25,6 @@ Text = Annotated[str, typer.Option(metavar="FILE", help="The text to read; - is 
 Ctx = Annotated[int, typer.Option("--ctx", min=4, help="Tokens of a window; its second half is scored.")]
 Chunks = Annotated[
     int | None, typer.Option(min=1, help="Windows to read. (default: all of the text)", show_default=False)
-]
-KvTypes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--kv",
-        metavar="KV",
-        help="How the KV cache is kept, as for `run`; several times for several rows. (default: as for `run`)",
-        show_default=False,
-    ),
 ]
 PeerName = Annotated[
     str | None,
@@ -66,7 +57,7 @@ def ppl(
     text: Text,
     ctx: Ctx = 512,
     chunks: Chunks = None,
-    kv: KvTypes = None,
+    kv: Kvs = None,
     peer: PeerName = None,
     peer_python: PeerPython = PEER_PYTHON,
     peer_kv: PeerKv = None,
@@ -96,7 +87,7 @@ def kld(
     text: Text,
     ctx: Ctx = 512,
     chunks: Chunks = None,
-    kv: KvTypes = None,
+    kv: Kvs = None,
     base_kv: Annotated[str, typer.Option(metavar="KV", help="How the baseline keeps its KV cache.")] = "f32",
     peer: PeerName = None,
     peer_python: PeerPython = PEER_PYTHON,
@@ -120,3 +111,38 @@ def kld(
     base = {"kv": base_kv, "weights": base_weights or weights, "prefill": base_prefill}
     options = {"threads": threads, "backend": backend, "spec": spec}
     command(model, text, ctx, chunks, settings, base, options, (peer, Path(peer_python), peer_kv), as_json)
+
+
+@evaluate.command(
+    epilog="Examples:\n\n"
+    "briolette eval needle model.gguf --text wiki.txt --kv bf16 --kv balanced\n\n"
+    "briolette eval needle model.gguf --text wiki.txt --lengths 1024,4096,16384 --depths 0,25,50,75,100 --json"
+)
+def needle(
+    model: Path_,
+    text: Annotated[
+        str,
+        typer.Option(metavar="FILE", help="The text to hide words in; - is standard input.", show_default=False),
+    ],
+    lengths: Annotated[list[str], typer.Option(metavar="LIST", help="Tokens of a text, with the question.")] = [  # noqa: B006
+        "1024,4096"
+    ],
+    depths: Annotated[
+        list[str], typer.Option(metavar="LIST", help="Where words are hidden, in per cent of a text.")
+    ] = ["0,25,50,75,100"],  # noqa: B006
+    trials: Annotated[int, typer.Option(min=1, help="Texts of each length, with other words.")] = 8,
+    kv: Kvs = None,
+    as_json: Json = False,
+    threads: Threads = None,
+    weights: Weights = None,
+    prefill: Prefill = "exact",
+    chunk: Chunk = 256,
+    backend: Backend = "cpu",
+    spec: Spec = None,
+) -> None:
+    """Measures whether words that are hidden in a long text are found again, with each of several KV caches."""
+    from ..commands.needle import needle as command
+
+    settings = {"kv": kv, "weights": weights, "prefill": prefill}
+    options = {"threads": threads, "chunk": chunk, "backend": backend, "spec": spec}
+    command(model, text, lengths, depths, trials, settings, options, as_json)

@@ -13,7 +13,7 @@ from .options import Chunk, Context, Json, Kv, Path_, Spec
 @app.command(
     epilog="Examples:\n\n"
     "briolette inspect model.gguf\n\n"
-    "briolette inspect model.gguf --context 4096 --kv f16 --json\n\n"
+    "briolette inspect model.gguf --ctx 4096 --kv f16 --json\n\n"
     "briolette inspect model.gguf --tensors --keys"
 )
 def inspect(

@@ -18,6 +18,8 @@ Threads = Annotated[
 Context = Annotated[
     int | None,
     typer.Option(
+        "--ctx",
+        "--context",
         min=1,
         max=2**31 - 1,
         help="Most tokens of prompt and text together. (default: the model's, at most 32768)",
@@ -32,6 +34,15 @@ Kv = Annotated[
         "'global=k:tq6,v:tq4;local=bf16;sink=16;recent=128' (docs/kv-cache.md). (default: f16, but f32 where the "
         "weights are)",
         rich_help_panel=ENGINE,
+        show_default=False,
+    ),
+]
+Kvs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kv",
+        metavar="KV",
+        help="How the KV cache is kept, as for `run`; several times for several rows. (default: as for `run`)",
         show_default=False,
     ),
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .app import app
-from .options import ENGINE, Backend, Chunk, Json, Kv, Path_, Spec, Threads, Weights
+from .options import ENGINE, Backend, Chunk, Context, Json, Kv, Path_, Spec, Threads, Weights
 
 
 @app.command(
@@ -18,18 +18,7 @@ from .options import ENGINE, Backend, Chunk, Json, Kv, Path_, Spec, Threads, Wei
 )
 def plan(
     model: Path_,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            "--ctx",
-            "--context",
-            min=1,
-            max=2**31 - 1,
-            help="Most tokens of prompt and text together. (default: the model's, at most 32768)",
-            rich_help_panel=ENGINE,
-            show_default=False,
-        ),
-    ] = None,
+    context: Context = None,
     memory: Annotated[
         str | None,
         typer.Option(

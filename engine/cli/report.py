@@ -16,7 +16,7 @@ MACHINE = "Machine"
     epilog="Examples:\n\n"
     "briolette report model.gguf\n\n"
     "briolette report model.gguf gemma3\n\n"
-    "briolette report model.gguf -o model.html --form prefill --context 8192\n\n"
+    "briolette report model.gguf -o model.html --form prefill --ctx 8192\n\n"
     "briolette report model.gguf --bandwidth 80 --peak 1500"
 )
 def report(

@@ -10,6 +10,7 @@ from briolette.compiler.errors import BrioletteError
 from briolette.engine.available import available_memory
 from briolette.engine.backends import backend_named
 from briolette.engine.bench.host import machine
+from briolette.engine.bench.peer import Beside
 from briolette.engine.bench.run import run
 from briolette.engine.bench.show import (
     SHARES,
@@ -28,6 +29,7 @@ from briolette.engine.model import options_for
 from briolette.engine.source import source_of
 from briolette.engine.words import size
 
+from .telling import tell_of_prefill
 from .terminal import TELLING, busy, note, result, result_json, table
 
 
@@ -37,17 +39,21 @@ def bench(
     wanted: Wanted,
     options: dict[str, Any],
     profiled: bool,
-    peer: tuple[str, Path] | None,
+    peer: tuple[str | None, Path, tuple[str, ...]],
     as_json: bool,
 ) -> None:
     """Measures, and prints tables or JSON."""
     if (path is None) == (synthetic_name is None):
         raise BrioletteError("give a MODEL to measure, or --synthetic with a model's sizes; not both")
+    name, python, types = peer
+    if name is None and types:
+        raise BrioletteError("--peer-kv says how a peer keeps its cache: give --peer llama.cpp, too")
+    beside = None if name is None else Beside(name, python, types)
     if path is not None:
         source: GgufFile = open_gguf(path)
     else:
         source, options = made_up(str(synthetic_name), wanted, options)
-    found = run(source, wanted, options, TELLING, profiled, peer)
+    found = run(source, wanted, options, TELLING, profiled, beside)
     if as_json:
         result_json(measured_json(found, wanted.repetitions, profiled))
     else:
@@ -59,6 +65,8 @@ def bench(
             result(f"\n{profile_title(spent)}")
             result(table(profile_rows(spent, found.ceilings[spent.threads]), "llrrrrrrr"))
         result("\n" + SHARES)
+    if "fast" in wanted.prefill:
+        tell_of_prefill("fast", found.about["options"]["weights"])
     if found.trained is not None and wanted.context > found.trained:
         note(f"the model was made for {found.trained} tokens; of {wanted.context}, the later ones are beyond that")
 
@@ -71,12 +79,15 @@ def made_up(name: str, wanted: Wanted, options: dict[str, Any]) -> tuple[Synthet
         made = source_of(options["spec"], model.header)
         weights = options["weights"] or backend_named("cpu").default_weights()
         most = max(wanted.threads)
-        given = (options["kv"], most, wanted.context, options["chunk"], weights)
-        engine = options_for(synthetic(model), *given, made=made)
-        planner = Planner(model.header, made, engine.cache)
-        planned, taken = planner.plan(engine), planner.measure(engine)
-    engines = len(wanted.prefill) * planned.allocated
-    needed, have = engines + planned.peak - planned.allocated + ceilings.memory_size(), available_memory()
+        needed = 0
+        for kv in wanted.caches:  # there is one engine at a time
+            engine = options_for(synthetic(model), kv, most, wanted.context, options["chunk"], weights, made=made)
+            planner = Planner(model.header, made, engine.cache)
+            planned, taken = planner.plan(engine), planner.measure(engine)
+            every = planner.measure(engine, ("evaluate",)) if wanted.prompts and "all" in wanted.logits else None
+            more = 0 if every is None else every.arena + every.scratch + max(wanted.prompts) * taken.logits
+            needed = max(needed, planned.peak + more + ceilings.memory_size())
+    have = available_memory()
     told = f"{size(needed)}, {size(planned.weights + planned.packed)} of it weights"
     if needed > have.bytes:
         raise BrioletteError(

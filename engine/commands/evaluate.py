@@ -14,6 +14,7 @@ from briolette.engine.gguf import GgufFile, open_gguf
 from briolette.engine.tokenizer import Tokenizer
 from briolette.engine.words import many
 
+from .telling import tell_of_prefill
 from .terminal import TELLING, busy, note, result, result_json, table
 from .texts import text_of
 
@@ -124,6 +125,9 @@ def _interval(value: Estimate, digits: int) -> str:
 
 
 def _notes(cut: Windows, count: int | None, found: Evaluated) -> None:
+    loaded = [row.loaded for row in found.rows if row.loaded is not None]
+    for weights in dict.fromkeys(one.weights for one in loaded if one.prefill == "fast"):
+        tell_of_prefill("fast", weights or "")
     fewer = f", all that the text has; {count} were asked for" if count is not None and count > len(cut) else ""
     more = f", of {cut.of}" if len(cut) < cut.of else ""
     note(f"\n{many(len(cut), 'window')} of {cut.size} tokens{more}{fewer}; {cut.scored} predictions count")

@@ -14,6 +14,7 @@ from briolette.compiler.errors import BrioletteError
 from briolette.engine.model import Model, Usage, load
 from briolette.engine.session import Chat, Piece
 
+from .telling import tell_of_prefill
 from .terminal import Bar, busy, error, note, result, result_json, styled
 
 HELP = """\
@@ -96,6 +97,7 @@ def run(
     began = time.perf_counter()
     with busy("reading the model"):
         model = load(path, **options)
+    tell_of_prefill(model.options.prefill, model.options.weights)
     seconds = {"open": time.perf_counter() - began}
     prepare(model)
     seconds["compile"] = time.perf_counter() - began - seconds["open"]
@@ -144,6 +146,7 @@ def chat(
         raise BrioletteError("--json is for scripts: give the messages with --message or on standard input")
     with busy("reading the model"):
         model = load(path, **options)
+    tell_of_prefill(model.options.prefill, model.options.weights)
     session = Chat(model, system, think, **sampling)  # says what is wrong before anything is compiled
     prepare(model)
     if not asked:

@@ -26,7 +26,7 @@ def score(subjects: Sequence[Subject], windows: Windows, threads: int, progress:
             at = windows.first
             for pieces in zip(*(s.logits(ids[:-1], windows.first) for s in subjects), strict=True):
                 right = ids[at + 1 : at + 1 + len(pieces[0])]
-                for of, part in zip(found, _positions(pool, pieces, right), strict=True):
+                for of, part in zip(found, scored(pool, pieces, right), strict=True):
                     of.append(part)
                 at += len(right)
             for _ in subjects:
@@ -34,8 +34,9 @@ def score(subjects: Sequence[Subject], windows: Windows, threads: int, progress:
     return [joined(parts) for parts in found]
 
 
-def _positions(pool: Executor, logits: Sequence[Logits], right: Sequence[int]) -> list[Positions]:
-    """The positions of a piece, shared among threads: numpy lets go of Python's lock."""
+def scored(pool: Executor, logits: Sequence[Logits], right: Sequence[int]) -> list[Positions]:
+    """Positions of several subjects' logits [positions, V], beside the first's, with the right next tokens. They are
+    shared among threads: numpy lets go of Python's lock."""
 
     def of(at: int) -> list[Positions]:
         rows = [each[at : at + TOGETHER] for each in logits]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import mmap
-import sys
+import re
 import time
+import weakref
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import briolette
 from briolette.backends import formats
 from briolette.backends.cpu import ceilings
+from briolette.backends.cpu import engine as cpu
 from briolette.backends.cpu.ceilings import Ceilings
 from briolette.backends.cpu.emit import Emitter, layout_of
 from briolette.compiler.pipeline import front
@@ -26,14 +27,10 @@ from briolette.engine.bench.chart import Panel, Point, figure
 from briolette.engine.bench.measure import Case, measure
 from briolette.engine.bench.ours import Briolette
 from briolette.engine.bench.profile import profile
-from briolette.engine.bench.run import run
 from briolette.engine.bench.sizes import shortened, sizes
 from briolette.engine.bench.synthetic import random_blocks, repeated, stored_bytes, synthetic
-from briolette.engine.bench.wanted import Wanted
 from briolette.engine.bench.work import Work
 from briolette.engine.cli import app
-from briolette.engine.commands.terminal import TELLING
-from briolette.engine.gguf import open_gguf
 from briolette.engine.source import architecture
 from briolette.spec import syntax
 
@@ -77,7 +74,7 @@ def test_the_better_of_two_measurements_counts():
 class Counted:
     """A subject that takes no time and writes down what it is asked."""
 
-    threads = 1
+    kv, threads = "f32", 1
 
     def __init__(self, name: str, log: list[str]):
         self.name, self.log, self.runs = name, log, 0
@@ -173,13 +170,28 @@ def test_json_has_every_combination_with_shares_of_the_ceilings(model):
         assert one["bytes_per_token"] > 0 < one["macs_per_token"]
 
 
-def test_both_kinds_of_prefill_are_measured_and_decoding_once():
-    found = json.loads(called(E2B, *SIZES, "--prefill", "exact,fast", "--threads", 1, "--json"))["results"]
-    assert [(r["engine"], r["test"]) for r in found] == [
-        ("briolette", "prefill"),
-        ("briolette, fast prefill", "prefill"),
-        ("briolette", "decode"),
+def test_caches_and_kinds_of_prefill_are_measured_one_engine_at_a_time(monkeypatch):
+    """An engine is gone before the next is made: two may not fit. Decoding does not depend on the prefill."""
+    policy, engines, alive = "global=k:f32,v:bf16;local=f16", [], []
+    compiled = cpu.CpuEngine.__init__
+
+    def made(engine, *given, **options):
+        alive.append(sum(each() is not None for each in engines))
+        engines.append(weakref.ref(engine))
+        compiled(engine, *given, **options)
+
+    monkeypatch.setattr(cpu.CpuEngine, "__init__", made)
+    given = (*SIZES, "--prefill", "exact,fast", "--kv", policy, "--kv", "f16", "--threads", 1, "--ctx", 64)
+    outcome = CliRunner().invoke(app, ["bench", str(E2B), *map(str, given), "--weights", "mapped", "--json"])
+    found = json.loads(outcome.stdout)
+    assert [(r["kv"], r["engine"], r["test"]) for r in found["results"]] == [
+        (kv, *test)
+        for kv in (policy, "f16")
+        for test in (("briolette", "prefill"), ("briolette", "decode"), ("briolette, fast prefill", "prefill"))
     ]
+    assert found["options"]["kv"] == [policy, "f16"]
+    assert alive == [0, 0, 0, 0]
+    assert "--prefill fast does nothing here: weights are mapped" in outcome.stderr
 
 
 def test_the_table_has_a_row_for_each_test():
@@ -270,7 +282,7 @@ def test_ordinary_programs_read_no_clock():
 def test_a_profile_is_told_as_a_table():
     text = called(E2B, *SIZES, "--threads", 2, "--profile")
     for case in ("prefill 24", "decode 4"):
-        rows = text.split(f"{case} at depth 0, 2 threads: ")[1].split("in all")[0]
+        rows = text.split(f"{case} at depth 0, 2 threads, f32 cache: ")[1].split("in all")[0]
         assert "waiting at barriers" in rows
         assert "attend 4 x" in rows
 
@@ -286,6 +298,8 @@ def test_a_profile_is_told_as_a_table():
         (("--prefill", "quick"), "--prefill takes exact or fast, not 'quick'"),
         (("--logits", "some"), "--logits takes last or all"),
         (("--kv", "q9"), "no KV cache type"),
+        (("--ctx", 511), "a context of 511 tokens has no room for 512"),
+        (("--peer-kv", "q8_0"), "--peer-kv says how a peer keeps its cache: give --peer llama.cpp, too"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(given, told):
@@ -393,6 +407,22 @@ def test_what_does_not_fit_is_refused_with_the_numbers_of_the_plan(monkeypatch):
     assert "gemma4-31b:LAYERS" in told
 
 
+def test_logits_of_all_tokens_are_planned_and_caches_by_the_largest(monkeypatch):
+    from briolette.engine.commands import bench
+
+    def taken(*given: object) -> float:
+        """GiB that a model would take, where there is nothing."""
+        told = called("--synthetic", "gemma4-31b:6", "--prompt", 512, *given, code=2)
+        return float(re.search(r"takes ([\d.]+) GiB", told)[1])
+
+    monkeypatch.setattr(bench, "available_memory", lambda: Available(1 << 20, "a test gives"))
+    plain = taken("--kv", "f16")
+    logits = 4 * 512 * 262144 / 2**30
+    assert logits <= taken("--kv", "f16", "--logits", "last,all") - plain < 1.5 * logits
+    deep = ("--depth", 100000)
+    assert taken(*deep, "--kv", "f16", "--kv", "f32") == taken(*deep, "--kv", "f32") > taken(*deep, "--kv", "f16")
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -405,74 +435,6 @@ def test_what_does_not_fit_is_refused_with_the_numbers_of_the_plan(monkeypatch):
 )
 def test_mistakes_in_what_is_measured(given, told):
     assert told in called(*given, code=2)
-
-
-# --- beside another engine --------------------------------------------------------------------------
-
-STAND_IN = '''#!{python}
-"""Answers as llama_cpp_speed.py does, and takes a second for everything."""
-import json, sys
-print(json.dumps({{"version": "9.9", "loaded": {loaded}}}), flush=True)
-for line in sys.stdin:
-    request = json.loads(line)
-    print(json.dumps({{"seconds": 1.0}}), flush=True)
-    if "{gives_up}" in request:
-        sys.exit("out of patience")
-'''
-
-
-def stand_in(folder: Path, loaded: bool = True, gives_up: str = "never") -> Path:
-    """A peer's Python that runs something else than it is told."""
-    found = folder / "python"
-    found.write_text(STAND_IN.format(python=sys.executable, loaded=loaded, gives_up=gives_up))
-    found.chmod(0o755)
-    return found
-
-
-def test_a_peer_takes_turns_and_its_ratio_is_told(tmp_path):
-    peer = ("--peer", "llama.cpp", "--peer-python", stand_in(tmp_path))
-    found = json.loads(called(E2B, *SIZES, "--threads", 1, "--depth", "0,8", *peer, "--json"))
-    assert found["versions"]["llama.cpp"] == "9.9"
-    assert [(r["engine"], r["test"], r["depth"]) for r in found["results"]] == [
-        (engine, test, depth)
-        for depth in (0, 8)
-        for test in ("prefill", "decode")
-        for engine in ("briolette", "llama.cpp")
-    ]
-    for ours, theirs in zip(found["results"][::2], found["results"][1::2], strict=True):
-        assert theirs["rate"] == theirs["tokens"]  # in a second
-        assert ours["ratio"] == pytest.approx(ours["rate"] / theirs["rate"], rel=0.01)
-        assert "ratio" not in theirs
-        assert "read_share" not in theirs
-    rows = called(E2B, *SIZES, "--threads", 1, *peer).splitlines()
-    assert sum(row.endswith(" x") for row in rows) == 2
-    assert any("beside llama.cpp" in row for row in rows)
-
-
-def test_a_peer_is_given_the_first_file_of_a_split_model(tmp_path):
-    script = stand_in(tmp_path)
-    script.write_text(script.read_text().replace('"9.9"', "sys.argv[3]"))
-    part = replace(open_gguf(E2B), path=Path("m-00002-of-00002.gguf"), shards=(E2B, Path("m-00002-of-00002.gguf")))
-    wanted = Wanted.read(["4"], ["0"], ["0"], ["1"], ["exact"], ["last"], 1)
-    options = {"kv": None, "weights": None, "chunk": 4, "spec": None}
-    found = run(part, wanted, options, TELLING, peer=("llama.cpp", script))
-    assert found.peer == {"llama.cpp": str(E2B)}  # the stand-in's version is the model that it is given
-
-
-def test_what_is_wrong_with_a_peer_is_told_in_a_sentence(tmp_path):
-    def told(python: object, *model: object, peer: str = "llama.cpp") -> str:
-        return called(*(model or (E2B,)), *SIZES, "--peer", peer, "--peer-python", python, code=2)
-
-    assert f"there is no Python {tmp_path / 'none'}; `make peers`" in told(tmp_path / "none")
-    assert "--peer takes llama.cpp, not 'ollama'" in told(sys.executable, peer="ollama")
-    without = tmp_path / "without"
-    without.write_text(f"#!{sys.executable}\nraise SystemExit('No module named llama_cpp')\n")
-    without.chmod(0o755)
-    assert "does not have it" in told(without)
-    assert "No module named llama_cpp" in told(without)
-    assert "cannot load" in told(stand_in(tmp_path, loaded=False))
-    assert "gave up (out of patience)" in told(stand_in(tmp_path, gives_up="decode"))
-    assert "a model that is made up" in told(stand_in(tmp_path), "--synthetic", "gemma4-e2b:1")
 
 
 # --- pictures ---------------------------------------------------------------------------------------

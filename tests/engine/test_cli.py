@@ -236,7 +236,7 @@ def test_too_little_memory_is_told_and_no_traceback(monkeypatch):
         raise MemoryError("Unable to allocate 47.7 GiB")
 
     monkeypatch.setattr(generate, "load", load)
-    assert "47.7 GiB); a smaller --context" in here("run", ORACLE, "x", code=2)
+    assert "47.7 GiB); a smaller --ctx" in here("run", ORACLE, "x", code=2)
 
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path):

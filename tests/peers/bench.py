@@ -22,7 +22,7 @@ from typing import Any
 from briolette.engine.bench.chart import Panel, Point, figure
 from briolette.engine.bench.host import machine, versions
 from briolette.engine.bench.measure import Result
-from briolette.engine.bench.peer import script_of
+from briolette.engine.bench.peer import Beside, script_of
 from briolette.engine.bench.run import Measured, run
 from briolette.engine.bench.show import measured_json, shares
 from briolette.engine.bench.wanted import Wanted
@@ -66,8 +66,8 @@ def compare(path: Path, options: argparse.Namespace) -> Measured:
         logits=("last", "all"),
         repetitions=options.runs,
     )
-    told = {"kv": None, "weights": None, "chunk": 256, "spec": None}
-    return run(source, wanted, told, Telling(lambda message: nullcontext(), Lines), peer=(PEER, options.peer))
+    told = {"weights": None, "chunk": 256, "spec": None}
+    return run(source, wanted, told, Telling(lambda message: nullcontext(), Lines), beside=Beside(PEER, options.peer))
 
 
 # --- start-up -----------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def section(name: str, found: Measured, picture: str) -> list[str]:
     cases = dict.fromkeys((one.case, one.threads) for one in found.results)
     for case, threads in sorted(cases, key=lambda c: (c[0].kind != "prefill", c[0].logits == "all", c[0].depth, c[1])):
         by = {one.subject: one for one in found.results if (one.case, one.threads) == (case, threads)}
-        ratios = {engine: found.ratio(by[engine]) for engine in ours if engine in by}
+        ratios = {engine: next(iter(found.ratios(by[engine]).values()), None) for engine in ours if engine in by}
         told = shares(by["briolette"], found.ceilings[threads])
         row = [str(case), f"{case.depth:,}", f"{threads}"]
         row += [cell(by[engine]) if engine in by else "" for engine in engines]
