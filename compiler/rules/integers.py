@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..codecs import codec_named, is_codec
 from ..dims import evaluate
 from ..ir import Node
-from ..ops import node, with_args
+from ..ops import attributes, node, with_args
 from ..rewrite import Match, Rule, op, rule
 from ..tiles import BLOCK, BLOCKS, TILE
+
+FINE = 6  # bits of a code from which 8 bits of what it is multiplied with are too coarse
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,14 @@ class Integers:
     interleaved where many are multiplied at a time; those of one expert are gathered when it is known which they are,
     so that they are quantised one by one. bits: of an activation. Where one row
     of them is multiplied with weights that come from memory, 16 take no longer than 8. experts: whether their products
-    are among them.
+    are among them. attend: whether attention's with planes of codes are.
     """
 
     formats: tuple[tuple[str, int], ...]
     tile: int = 1
     bits: int = 8
     experts: bool = True
+    attend: bool = False
 
 
 def products(how: Integers | None) -> list[Rule]:
@@ -52,7 +56,26 @@ def products(how: Integers | None) -> list[Rule]:
     def groups(item: Node, found: Match) -> Node | None:
         return _grouped(item) if item.shape[0] != 1 else None
 
-    return [linear, experts if how.experts else groups]
+    @rule("integer-attend", op("attend"))
+    def attend(item: Node, found: Match) -> Node | None:
+        return _attend(item)
+
+    return [linear, experts if how.experts else groups, *([attend] if how.attend else [])]
+
+
+def _attend(item: Node) -> Node | None:
+    """Attention told how finely it may round what it multiplies codes with. K and V kept once have no such products."""
+    bits = {name: _bits(item.args[place]) for name, place in (("query_bits", 1), ("weight_bits", 2))}
+    if item.get("shared") or all(item.get(name, 0) == value for name, value in bits.items()):
+        return None
+    return node("attend", *item.args, **attributes(item) | bits)
+
+
+def _bits(plane: Node) -> int:
+    """Numbers to multiply a plane with should be as fine as its codes."""
+    if not is_codec(plane.type.dtype):
+        return 0
+    return 16 if codec_named(plane.type.dtype).bits >= FINE else 8
 
 
 def _grouped(item: Node) -> Node:

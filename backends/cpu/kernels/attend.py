@@ -16,7 +16,7 @@ Here is what the kernels share: what they are specialised to, rows of a cache, w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from llvmlite import ir
@@ -33,6 +33,7 @@ from . import larger, smaller
 from .codes import Codes
 
 TILE = 64  # positions: K and V of a tile stay in L2
+INTEGER_TILE = 128  # of products in integers: what is done once for a tile weighs more
 LOWEST = -3.4028234663852886e38  # a maximum of nothing: finite, because it is subtracted from itself
 PARAMETERS = ("q", "k", "v", "pos", "slots", "out", "scratch", "capacity", "rows", "tid", "threads")
 NEAR = ("near_k", "near_v", "near_capacity")
@@ -42,7 +43,8 @@ WIDTHS = {"f32": 4, "f16": 2, "bf16": 2}
 @dataclass(frozen=True)
 class Attend:
     """What an attention kernel is specialised to. A dtype may be a codec's name. q_stride: floats from one token's q to
-    the next's. sink, recent: how many positions a row reads from the near planes."""
+    the next's. sink, recent: how many positions a row reads from the near planes.
+    query_bits, weight_bits: of products in integers with K and V in codes, for rows alone; 0: in f32."""
 
     heads: int
     groups: int
@@ -57,6 +59,8 @@ class Attend:
     sink: int = 0
     recent: int = 0
     near_dtype: str = "bf16"
+    query_bits: int = 0
+    weight_bits: int = 0
 
     @property
     def share(self) -> int:
@@ -66,7 +70,7 @@ class Attend:
     @property
     def tile(self) -> int:
         """Positions of a row alone that are worked on at a time."""
-        return TILE
+        return INTEGER_TILE if self.query_bits or self.weight_bits else TILE
 
     @property
     def near(self) -> bool:
@@ -95,6 +99,7 @@ def spec_of(item: Node) -> Attend:
     dtypes = [write.type.dtype for x in (k, v, *near) if (write := writes_cache(base(x))) is not None]
     how = (item["scale"], item.get("window"), item.get("softcap"), view.strides[0])
     spec = Attend(*sizes, *dtypes[:2], *how, item.get("sink", 0), item.get("recent", 0))
+    spec = replace(spec, query_bits=item.get("query_bits", 0), weight_bits=item.get("weight_bits", 0))
     assert spec.near == bool(near)
     assert all(dtype == spec.near_dtype for dtype in dtypes[2:])
     return spec

@@ -13,7 +13,8 @@ A thread's scratch, for n heads of a group:
     out    [n][value]       weighted sum of V so far
     peak, total [n]         maximum and sum so far
 
-`attend_parts` has what is kept of the parts; `attend_plain` and `attend_codes` have the products with K and V.
+`attend_parts` has what is kept of the parts; `attend_plain`, `attend_codes` and `attend_integers` have the products
+with K and V.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from ..coded import GROUP
 from ..math import exp, softcap
 from . import larger, quotient_up, smaller, split
 from .attend import LOWEST, Array, Attend, Kernel, Planes, Ring, declare, weight
-from .attend_codes import CodedKeys, CodedValues
+from .attend_codes import Coded, CodedKeys, CodedValues
+from .attend_integers import IntegerKeys, IntegerValues
 from .attend_parts import BEGINS, ENDS, PARTS, Group, State, clear, divide, each_vector, kept, layout, own_layout
 from .attend_plain import PlainKeys, PlainValues, Span
 from .codes import Codes
@@ -42,13 +44,13 @@ class Source:
     """Planes, and how products with them are made."""
 
     planes: Planes
-    keys: PlainKeys | CodedKeys
-    values: PlainValues | CodedValues
+    keys: PlainKeys | CodedKeys | IntegerKeys
+    values: PlainValues | CodedValues | IntegerValues
 
     @property
     def coded(self) -> bool:
         """Whether positions are read by whole groups."""
-        return isinstance(self.keys, CodedKeys) or isinstance(self.values, CodedValues)
+        return isinstance(self.keys, Coded) or isinstance(self.values, Coded)
 
 
 def emit_attend_one(module: ir.Module, target: Target, name: str, spec: Attend) -> ir.Function:
@@ -70,12 +72,18 @@ class _One(Kernel):
             self.sources.append(self.source(self.near))
 
     def source(self, planes: Planes) -> Source:
-        given = (self.b, self.spec, self.own)
-        keys, values, capacity = planes.keys, planes.values, planes.capacity
+        b, spec, own, capacity = self.b, self.spec, self.own, planes.capacity
+        of_keys = IntegerKeys if spec.query_bits else CodedKeys
+        of_values = IntegerValues if spec.weight_bits else CodedValues
         return Source(
             planes,
-            CodedKeys(*given, keys, capacity) if isinstance(keys, Codes) else PlainKeys(*given, keys),
-            CodedValues(*given, values, capacity) if isinstance(values, Codes) else PlainValues(*given, values),
+            *(
+                of_codes(b, spec, own, side, capacity) if isinstance(side, Codes) else plain(b, spec, own, side)
+                for side, of_codes, plain in (
+                    (planes.keys, of_keys, PlainKeys),
+                    (planes.values, of_values, PlainValues),
+                )
+            ),
         )
 
     def run(self) -> None:
