@@ -28,12 +28,12 @@ from briolette.compiler.views import heads_lie_together, view_of
 
 from ..build import F32, I16, I32, I64, PTR, VOID, Build, Target, Value
 from ..coded import coded
-from ..math import exp
+from ..math import exp_normal
 from . import larger, smaller
 from .codes import Codes
 
 TILE = 64  # positions: K and V of a tile stay in L2
-INTEGER_TILE = 128  # of products in integers: what is done once for a tile weighs more
+INTEGER_TILE = 256  # of products in integers: what is done once for a tile weighs more
 LOWEST = -3.4028234663852886e38  # a maximum of nothing: finite, because it is subtracted from itself
 PARAMETERS = ("q", "k", "v", "pos", "slots", "out", "scratch", "capacity", "rows", "tid", "threads")
 NEAR = ("near_k", "near_v", "near_capacity")
@@ -71,6 +71,11 @@ class Attend:
     def tile(self) -> int:
         """Positions of a row alone that are worked on at a time."""
         return INTEGER_TILE if self.query_bits or self.weight_bits else TILE
+
+    @property
+    def least(self) -> int:
+        """Positions of the smallest part, which all others are multiples of: several threads should get some."""
+        return min(128, self.tile)
 
     @property
     def near(self) -> bool:
@@ -341,8 +346,7 @@ class Kernel:
 def weight(b: Build, s: Value) -> Value:
     """The exponentials of scores from which their maximum was taken. What would be subnormal counts for nothing, but
     would be slow to multiply with; NaN stays."""
-    nothing = b.const(s.type, 0.0)
-    return b.ir.select(b.ir.fcmp_unordered(">", s, b.const(s.type, -87.0)), exp(b, s), nothing)
+    return b.ir.select(b.ir.fcmp_unordered(">", s, b.const(s.type, -87.0)), exp_normal(b, s), b.const(s.type, 0.0))
 
 
 def transposed(b: Build, vectors: Sequence[Value]) -> list[Value]:

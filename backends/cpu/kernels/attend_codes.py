@@ -37,8 +37,8 @@ class Coded(Side):
 
 
 class CodedKeys(Coded):
-    def begin(self, query: Value) -> None:
-        """Takes the queries of the heads of a group, f32 [share][key size]."""
+    def begin(self, query: Value, which: Value) -> None:
+        """Takes the queries of the heads of a group, f32 [share][key size]; `which` is its number in all rows."""
         self.query = query
 
     def score(self, ring: Value, span: Span, coming: Coming) -> None:

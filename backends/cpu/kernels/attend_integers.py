@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..build import F32, I8, I32, Build, Value
+from ..build import F32, I8, I32, I64, Build, Value
 from ..coded import GROUP, LINE, UNIT
 from ..math import ROUNDER, ROUNDER_BITS
 from ..quads import emit_dot4
@@ -89,8 +89,19 @@ class IntegerKeys(Digits):
     def __init__(self, b: Build, spec: Attend, own: State, codes: Codes, capacity: Value):
         super().__init__(b, spec, own, codes, capacity, spec.query_bits // 8, False)
 
-    def begin(self, query: Value) -> None:
-        """Takes the queries of the heads of a group, f32 [share][key size]."""
+    def prepare(self) -> None:
+        """Nobody's queries are in digits yet."""
+        self.b.store(self.b.i64(-1), self.own.place("source", self.b.i64(0)), align=8)
+
+    def begin(self, query: Value, which: Value) -> None:
+        """Takes the queries of the heads of a group, f32 [share][key size], unless they are those of the part before;
+        `which` is its number in all rows."""
+        b, place = self.b, self.own.place("source", self.b.i64(0))
+        with b.ir.if_then(b.ir.icmp_signed("!=", b.load(place, I64, align=8), which)):
+            self.take(query)
+            b.store(which, place, align=8)
+
+    def take(self, query: Value) -> None:
         b, layout, size = self.b, self.codes.layout, self.spec.key_size
         lanes = min(GROUP, layout.width)
         floats = b.vec(F32, lanes)

@@ -41,6 +41,7 @@ def for_integers(spec: Attend) -> dict[str, tuple[int, int]]:
     digits  [n][digits][key]           of the queries
     taken   [n][digits][blocks]        i32: what the bias of levels adds to sums, to be taken off
     steps   [n][blocks]                f32: of the queries
+    source  [1]                        i64: the group of a row that they are of
     shares  [n][digits][tile / 16][64] of the weights: those of four positions in each of four lanes
     portion [n]                        f32: the step of the weights
     excess  [n][digits]                i32: as `taken`, of V
@@ -50,7 +51,7 @@ def for_integers(spec: Attend) -> dict[str, tuple[int, int]]:
         plane, digits = coded(spec.key_dtype, spec.key_size), spec.query_bits // 8
         assert plane is not None
         found |= {"digits": (n, digits * spec.key_size), "taken": (n, 4 * digits * plane.blocks)}
-        found["steps"] = (n, 4 * plane.blocks)
+        found |= {"steps": (n, 4 * plane.blocks), "source": (1, 8)}
     if spec.weight_bits:
         digits = spec.weight_bits // 8
         found |= {"shares": (n, 4 * digits * spec.tile), "portion": (n, 4), "excess": (n, 4 * digits)}

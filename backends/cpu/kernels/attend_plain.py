@@ -53,6 +53,9 @@ class Side:
             (first, width) for start, stop, width in even(self.spec.share, most) for first in range(start, stop, width)
         ]
 
+    def prepare(self) -> None:
+        """What comes before the first part."""
+
     def scores(self, head: int) -> Value:
         return self.own.place("scores", self.b.i64(head))
 
@@ -66,8 +69,8 @@ class PlainKeys(Side):
         super().__init__(b, spec, own)
         self.row = row
 
-    def begin(self, query: Value) -> None:
-        """Takes the queries of the heads of a group, f32 [share][key size]."""
+    def begin(self, query: Value, which: Value) -> None:
+        """Takes the queries of the heads of a group, f32 [share][key size]; `which` is its number in all rows."""
         self.query = query
 
     def coming(self, ring: Value, place: Value) -> Coming:
