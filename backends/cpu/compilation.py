@@ -35,7 +35,7 @@ def form_of(name: str, options: Options) -> Form:
     """What is wanted of the compiler for a program: decode, prefill, all, few or batch."""
     bits = 8 if options.prefill == "fast" and name in ("prefill", "all") else 16
     tile = FEW if name == "few" else ROWS
-    how = Integers(tuple(PACKED.items()), tile, bits, experts=options.weights == "packed", attend=True)
+    how = Integers(tuple(PACKED.items()), tile, bits, experts=options.weights == "packed")
     return form_named(FORM.get(name, name), options.cache, None if options.weights == "mapped" else how)
 
 

@@ -1,4 +1,5 @@
-"""Products in integers: activations are quantised once, weights packed for the kernels that read them.
+"""Products in integers: activations are quantised once, weights packed for the kernels that read them. Attention over a
+cache of codes is told how finely it may round what it multiplies these with.
 
 Both are visible: `linear(x, w)` becomes `linear(quantize(x), pack(w))`. Products of one input share its `quantize`,
 and a part of a weight is a part of the packed one. Where there are many tokens, experts take theirs together: `group`
@@ -10,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..codecs import codec_named, is_codec
+from ..codecs import Codec, codec_named, is_codec
 from ..dims import evaluate
 from ..ir import Node
 from ..ops import attributes, node, with_args
 from ..rewrite import Match, Rule, op, rule
 from ..tiles import BLOCK, BLOCKS, TILE
-
-FINE = 6  # bits of a code from which 8 bits of what it is multiplied with are too coarse
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,13 @@ class Integers:
     interleaved where many are multiplied at a time; those of one expert are gathered when it is known which they are,
     so that they are quantised one by one. bits: of an activation. Where one row
     of them is multiplied with weights that come from memory, 16 take no longer than 8. experts: whether their products
-    are among them. attend: whether attention's with planes of codes are.
+    are among them. Attention's with planes of codes always are.
     """
 
     formats: tuple[tuple[str, int], ...]
     tile: int = 1
     bits: int = 8
     experts: bool = True
-    attend: bool = False
 
 
 def products(how: Integers | None) -> list[Rule]:
@@ -60,22 +58,24 @@ def products(how: Integers | None) -> list[Rule]:
     def attend(item: Node, found: Match) -> Node | None:
         return _attend(item)
 
-    return [linear, experts if how.experts else groups, *([attend] if how.attend else [])]
+    return [linear, experts if how.experts else groups, attend]
 
 
 def _attend(item: Node) -> Node | None:
-    """Attention told how finely it may round what it multiplies codes with. K and V kept once have no such products."""
-    bits = {name: _bits(item.args[place]) for name, place in (("query_bits", 1), ("weight_bits", 2))}
+    """Attention told to how many bits it may round what it multiplies codes with: 8 are finer than most codes are.
+    K and V kept once have no such products."""
+    k, v = (_codec(arg) for arg in item.args[1:3])
+    bits = {
+        "query_bits": 0 if k is None else 16 if k.bits == 8 else 8,
+        "weight_bits": 0 if v is None else 16 if v.signed else 8,  # a sign takes one of the bits
+    }
     if item.get("shared") or all(item.get(name, 0) == value for name, value in bits.items()):
         return None
     return node("attend", *item.args, **attributes(item) | bits)
 
 
-def _bits(plane: Node) -> int:
-    """Numbers to multiply a plane with should be as fine as its codes."""
-    if not is_codec(plane.type.dtype):
-        return 0
-    return 16 if codec_named(plane.type.dtype).bits >= FINE else 8
+def _codec(plane: Node) -> Codec | None:
+    return codec_named(plane.type.dtype) if is_codec(plane.type.dtype) else None
 
 
 def _grouped(item: Node) -> Node:

@@ -6,13 +6,20 @@ Rows alone are what they are for; what no row sees is poisoned, as in `test_atte
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from attention import run
 from programs import HOST, RUNNABLE
-from test_attend_codes import Attend, check, spec_for
+from test_attend_codes import Attend, aligned, check, spec_for
 
+import briolette
+from briolette.backends.cpu.coded import coded, pack
 from briolette.backends.cpu.kernels.levels import digits_of
+from briolette.compiler.codecs import decode, encode
+
+MODEL = Path(__file__).parents[1] / "oracle" / "models" / "llama_scaled.gguf"
 
 CODECS = ["tq2", "tq3", "tq4", "tq5", "tq6", "tq8", "tq4_128", "tq6_32_eden", "q8_0", "q4_0"]
 COARSE = 2e-2  # of 8 bits, relative to the largest value
@@ -90,6 +97,60 @@ def test_any_number_of_threads(codec):
     for spec in (integers(codec), integers(codec, queries=16, weights=16, sink=4, recent=30)):
         found = [check(spec, HOST, [900], threads, bound=COARSE) for threads in (1, 2, 5, 64)]
         assert all(np.array_equal(found[0], other) for other in found[1:])
+
+
+def test_zeros_and_huge_values():
+    """Queries, keys and values of nothing but zeros, and those whose scores and sums come near the ends of f32."""
+    for spec in (integers("tq4", 32), integers("q8_0", 32, queries=16, weights=16)):
+        layout = coded(spec.key_dtype, 32)
+        x = np.random.default_rng(0).normal(size=(spec.groups, 48, 32)).astype(np.float32)
+        codes, scales = encode(layout.codec, x)
+        q = np.random.default_rng(1).normal(size=(1, spec.q_stride)).astype(np.float32)
+        plane, zeros, large = (
+            aligned(pack(layout, codes, s.astype(np.float16))) for s in (scales, 0 * scales, scales * 1e4)
+        )
+
+        def attended(q, k, v, spec=spec):
+            return run(spec, HOST, q, [k, v], 48, np.array([47], np.int32), np.array([0], np.int32), 1)
+
+        usual, mean = attended(q, plane, plane), decode(layout.codec, codes, scales).mean(axis=1)
+        for alike in (attended(0 * q, plane, plane), attended(q, zeros, plane)):  # all positions count the same
+            of_groups = alike.reshape(spec.groups, spec.share, 32)
+            assert np.abs(of_groups - mean[:, None]).max() <= COARSE * np.abs(mean).max()
+        assert not attended(q, plane, zeros).any()
+        assert np.allclose(attended(q, plane, large), 1e4 * usual, rtol=1e-2, atol=1e2)
+        assert np.allclose(attended(q * 1e-34, large, plane), attended(0 * q, plane, plane), atol=1e-5)
+        first = attended(q * 1e25, plane, plane)  # the largest score alone counts
+        assert np.isfinite(first).all()
+        assert np.isnan(attended(q * np.nan, plane, plane)).all()
+
+
+@pytest.mark.parametrize(
+    ("kv", "weights", "bits"),
+    [
+        ("all=k:tq8,v:q4_0", "packed", (16, 16)),
+        ("all=k:tq6,v:tq8", "packed", (8, 8)),
+        ("all=k:f16,v:tq3", "packed", (0, 8)),
+        ("bf16", "packed", (0, 0)),
+        ("all=k:tq6,v:tq8", "mapped", (0, 0)),
+    ],
+)
+def test_what_an_engine_takes(kv, weights, bits):
+    """By the codes of each plane, where products with weights are in integers too."""
+    model = briolette.load(MODEL, kv=kv, weights=weights, context=64)
+    nodes = [step.node for step in model.engine.plan("decode").steps if step.node.op == "attend"]
+    assert {(item.get("query_bits", 0), item.get("weight_bits", 0)) for item in nodes} == {bits}
+
+
+def test_a_model_with_them():
+    """A token after a prompt: other bits than in f32, but not by more than rounding."""
+    ids = np.random.default_rng(1).integers(3, 60, 42).tolist()
+    found = []
+    for weights in ("mapped", "packed"):
+        engine = briolette.load(MODEL, kv="all=tq4;sink=2;recent=5", weights=weights, context=64, threads=2).engine
+        engine.step(ids[:-1], 0)
+        found.append(engine.step(ids[-1:], len(ids) - 1)[0])
+    assert 0 < np.linalg.norm(found[0] - found[1]) < 5e-2 * np.linalg.norm(found[0])
 
 
 def test_digits():

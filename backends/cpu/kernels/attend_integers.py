@@ -116,10 +116,12 @@ class IntegerKeys(Digits):
 
                 def most(i: Value, carried: list[Value]) -> list[Value]:
                     x = b.load(here, floats, b.mul(i, 4))
-                    return [b.max(b.intrinsic("llvm.fabs", floats, [x], over=[floats]), carried[0])]
+                    size = b.intrinsic("llvm.fabs", floats, [x], over=[floats])
+                    return [b.max(size, carried[0]), b.add(b.mul(x, 0.0), carried[1])]
 
-                (found,) = b.loop(0, layout.width, lanes, [b.zeros(lanes)], most)
+                found, nothing = b.loop(0, layout.width, lanes, [b.zeros(lanes)] * 2, most)
                 step, inverse = self.step(b.reduce_max(found), LARGEST[self.count])
+                step = b.add(step, b.reduce_add(nothing))  # NaN stays: bytes have none
 
                 def put(i: Value, sums: list[Value]) -> list[Value]:
                     x = b.mul(b.load(here, floats, b.mul(i, 4)), b.splat(inverse, lanes))
@@ -212,8 +214,7 @@ class IntegerKeys(Digits):
 
 class IntegerValues(Digits):
     def __init__(self, b: Build, spec: Attend, own: State, codes: Codes, capacity: Value):
-        codec = codes.layout.codec
-        self.below = codec.fit == "absmax" and codec.bits == 4  # whether scales may be negative, and so weights
+        self.below = codes.layout.codec.signed  # whether weights may be negative
         super().__init__(b, spec, own, codes, capacity, spec.weight_bits // 8, not self.below)
 
     def accumulate(self, ring: Value, span: Span, coming: Coming) -> None:
