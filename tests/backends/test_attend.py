@@ -57,7 +57,8 @@ def check(
         planes.append(plane)
         rings.append(stored(ring, dtype))
     heads = q[:, : spec.heads * spec.key_size].reshape(rows, spec.heads, spec.key_size)
-    attrs = {"scale": spec.scale, "window": spec.window, "softcap": spec.softcap, "sink": 0, "recent": 0, "shared": 0}
+    attrs = {"scale": spec.scale, "window": spec.window, "softcap": spec.softcap}
+    attrs |= dict.fromkeys(("sink", "recent", "shared", "query_bits", "weight_bits"), 0)
     expected = np.empty((rows, spec.heads, spec.value_size))
     for slot in range(count):
         ours, (k, v) = slots == slot, (plane[slot].astype(np.float64) for plane in planes)
