@@ -18,11 +18,12 @@ WANTED = {
     "show_ir.py": "fuse-linear",
     "chat_turns.py": "Paris",
 }
+OTHERS = {"cache_error.py", "decode_kld.py"}
 WITHOUT_A_MODEL = {"turboquant_table.py": "   4      0.009    0.00931"}
 
 
 def test_every_example_is_tested():
-    assert {p.name for p in EXAMPLES.glob("*.py")} - {"models.py"} == {*WANTED, *WITHOUT_A_MODEL, "cache_error.py"}
+    assert {p.name for p in EXAMPLES.glob("*.py")} - {"models.py"} == {*WANTED, *WITHOUT_A_MODEL, *OTHERS}
 
 
 @pytest.mark.parametrize("name", WANTED)
@@ -42,6 +43,14 @@ def test_rotated_caches_of_a_real_model_are_like_random_directions(gemma3_path):
         assert worst_v < 1.05
         assert k_plain > 2.5  # so it is the rotation that does it
         assert v_plain > 1.5
+
+
+def test_fine_codes_are_better_than_coarse_ones(gemma3_path):
+    """Token by token; the text is the licence's beginning."""
+    arguments = (str(ROOT / "LICENSE"), "all=tq8", "all=tq3;sink=0;recent=0", "--ctx", "48", "--windows", "2")
+    _, *rows = output("decode_kld.py", str(gemma3_path), *arguments).splitlines()
+    fine, coarse = (float(row.split()[1]) for row in rows)
+    assert 0 < fine < 0.01 < coarse
 
 
 @pytest.mark.parametrize("name", WITHOUT_A_MODEL)

@@ -31,18 +31,33 @@ def _polynomial(b: Build, x: Value, coefficients: Sequence[float]) -> Value:
 
 def exp(b: Build, x: Value) -> Value:
     """e to the x, within 1 ulp, subnormal results too: 0 from -104 down, infinity from 88.73 up."""
-    ty = x.type
     x = b.max(-104.0, b.min(89.0, x))  # the operand that may be NaN comes second and so stays
+    n, power = _exp_parts(b, x)
+    # n goes from -150 to 128, further than one f32 power of two; of two factors only the last rounds.
+    half = b.ir.ashr(n, b.const(n.type, 1))
+    for part in (half, b.sub(n, half)):
+        power = b.mul(power, _two_to(b, part, x))
+    return power
+
+
+def exp_normal(b: Build, x: Value) -> Value:
+    """e to the x from -87 to 88, bit for bit as `exp` has it, for less; anything for other numbers."""
+    n, power = _exp_parts(b, x)
+    return b.mul(power, _two_to(b, n, x))
+
+
+def _exp_parts(b: Build, x: Value) -> tuple[Value, Value]:
+    """n, i32, and y: e to the x is y times 2 to the n."""
+    ty = x.type
     rounded = b.fma(x, b.const(ty, math.log2(math.e)), b.const(ty, ROUNDER))
     n, whole = b.sub(b.bits(rounded, like(ty, I32)), ROUNDER_BITS), b.sub(rounded, ROUNDER)
     r = b.fma(whole, b.const(ty, -LN2_HIGH), x)
     r = b.fma(whole, b.const(ty, -LN2_LOW), r)
-    power = b.add(b.fma(b.mul(r, r), _polynomial(b, r, EXP), r), 1.0)
-    # n goes from -150 to 128, further than one f32 power of two; of two factors only the last rounds.
-    half = b.ir.ashr(n, b.const(n.type, 1))
-    for part in (half, b.sub(n, half)):
-        power = b.mul(power, b.bits(b.shl(b.add(part, 127), 23), ty))
-    return power
+    return n, b.add(b.fma(b.mul(r, r), _polynomial(b, r, EXP), r), 1.0)
+
+
+def _two_to(b: Build, n: Value, x: Value) -> Value:
+    return b.bits(b.shl(b.add(n, 127), 23), x.type)
 
 
 def tanh(b: Build, x: Value) -> Value:

@@ -56,6 +56,11 @@ class Codec:
             raise BrioletteError(f"{self.name} keeps blocks of {width} values, which do not divide a head of {size}")
         return width
 
+    @property
+    def signed(self) -> bool:
+        """Whether scales may be negative: that of 4 bits by the largest magnitude has the sign of that value."""
+        return self.fit == "absmax" and self.bits == 4
+
     def table(self, size: int) -> F32:
         """What each code stands for before the scale, rising, float32 [2**bits], for heads of `size`. Read-only."""
         return _table(self.fit == "absmax", self.bits, self.width(size))

@@ -282,6 +282,8 @@ def _attend_type(
     sink: int,
     recent: int,
     shared: int,
+    query_bits: int,
+    weight_bits: int,
 ) -> Type:
     ranks = {len(t.shape) for t in (q, k, v)}
     need(ranks == {3}, f"attend needs q [T, H, D], k [C, G, D], v [C, G, E], not {q}, {k}, {v}")
@@ -303,6 +305,9 @@ def _attend_type(
         need(fits, f"attend: near planes {near_k} and {near_v} of planes {k} and {v}")
     need(sink >= 0 and recent >= 0, f"attend: {sink} first and {recent} latest positions")
     need((near_k is None) == (sink + recent == 0), "attend: near planes hold the first and the latest positions")
+    for bits, plane in ((query_bits, k), (weight_bits, v)):
+        need(bits in (0, 8, 16), f"attend: products in integers take 8 or 16 bits, not {bits}")
+        need(not bits or is_codec(plane.dtype), f"attend: products in integers need a plane of codes, not {plane}")
     return Type((*q.shape[:2], v.shape[2]))
 
 
@@ -343,6 +348,8 @@ def _attend_reads(out: tuple[int, ...], *args: tuple[int, ...]) -> list[int]:
     sink=0,
     recent=0,
     shared=0,
+    query_bits=0,
+    weight_bits=0,
 )
 def attend(
     context: Context,
@@ -359,11 +366,14 @@ def attend(
     sink: int,
     recent: int,
     shared: int,
+    query_bits: int,
+    weight_bits: int,
 ) -> Array:
     """Causal attention (Vaswani et al. 2017, equation 1) of queries at `pos` over cached positions j <= pos,
     and j > pos - window where there is a window; q [T, H, D], k [C, G, D], v [C, G, E] -> [T, H, E]. Positions
     j < sink and j > pos - recent are read from the near planes, where there are such. shared: k has but the first
-    `shared` dimensions of keys; the others are those of v."""
+    `shared` dimensions of keys; the others are those of v. query_bits, weight_bits: to how many bits a backend may
+    round queries, and softmax's weights, to multiply them with codes in integers; 0: not at all, as here."""
     at = np.arange(k.shape[0])
     seen = at <= pos[:, None]
     if window is not None:

@@ -1,4 +1,5 @@
-"""Products in integers: activations are quantised once, weights packed for the kernels that read them.
+"""Products in integers: activations are quantised once, weights packed for the kernels that read them. Attention over a
+cache of codes is told how finely it may round what it multiplies these with.
 
 Both are visible: `linear(x, w)` becomes `linear(quantize(x), pack(w))`. Products of one input share its `quantize`,
 and a part of a weight is a part of the packed one. Where there are many tokens, experts take theirs together: `group`
@@ -10,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..codecs import Codec, codec_named, is_codec
 from ..dims import evaluate
 from ..ir import Node
-from ..ops import node, with_args
+from ..ops import attributes, node, with_args
 from ..rewrite import Match, Rule, op, rule
 from ..tiles import BLOCK, BLOCKS, TILE
 
@@ -25,7 +27,7 @@ class Integers:
     interleaved where many are multiplied at a time; those of one expert are gathered when it is known which they are,
     so that they are quantised one by one. bits: of an activation. Where one row
     of them is multiplied with weights that come from memory, 16 take no longer than 8. experts: whether their products
-    are among them.
+    are among them. Attention's with planes of codes always are.
     """
 
     formats: tuple[tuple[str, int], ...]
@@ -52,7 +54,28 @@ def products(how: Integers | None) -> list[Rule]:
     def groups(item: Node, found: Match) -> Node | None:
         return _grouped(item) if item.shape[0] != 1 else None
 
-    return [linear, experts if how.experts else groups]
+    @rule("integer-attend", op("attend"))
+    def attend(item: Node, found: Match) -> Node | None:
+        return _attend(item)
+
+    return [linear, experts if how.experts else groups, attend]
+
+
+def _attend(item: Node) -> Node | None:
+    """Attention told to how many bits it may round what it multiplies codes with: 8 are finer than most codes are.
+    K and V kept once have no such products."""
+    k, v = (_codec(arg) for arg in item.args[1:3])
+    bits = {
+        "query_bits": 0 if k is None else 16 if k.bits == 8 else 8,
+        "weight_bits": 0 if v is None else 16 if v.signed else 8,  # a sign takes one of the bits
+    }
+    if item.get("shared") or all(item.get(name, 0) == value for name, value in bits.items()):
+        return None
+    return node("attend", *item.args, **attributes(item) | bits)
+
+
+def _codec(plane: Node) -> Codec | None:
+    return codec_named(plane.type.dtype) if is_codec(plane.type.dtype) else None
 
 
 def _grouped(item: Node) -> Node:

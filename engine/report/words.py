@@ -30,6 +30,7 @@ RULES = {
     "cache-near": "attention reads the nearest positions from planes of their own",
     "integer-linear": "products in integers: inputs quantised once, weights packed",
     "integer-experts": "products with experts in integers",
+    "integer-attend": "attention rounds what it multiplies codes with, for products in integers",
     "copy-view": "values copied into an order that a kernel can walk",
     "fuse-linear": "kernels of products of one input, with the elementwise work on them",
     "fuse-experts": "kernels of products with each token's own experts",

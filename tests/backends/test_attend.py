@@ -57,7 +57,8 @@ def check(
         planes.append(plane)
         rings.append(stored(ring, dtype))
     heads = q[:, : spec.heads * spec.query_size].reshape(rows, spec.heads, spec.query_size)
-    attrs = {"scale": spec.scale, "window": spec.window, "softcap": spec.softcap, "sink": 0, "recent": 0}
+    attrs = {"scale": spec.scale, "window": spec.window, "softcap": spec.softcap}
+    attrs |= dict.fromkeys(("sink", "recent", "query_bits", "weight_bits"), 0)
     attrs["shared"] = spec.key_size if spec.shared else 0
     expected = np.empty((rows, spec.heads, spec.value_size))
     for slot in range(count):

@@ -137,7 +137,7 @@ def test_codes_of_keys_and_values_kept_once(kv):
 
 def test_sequences_side_by_side_are_each_their_own():
     name, kv = "gemma4_donors", NEAR
-    engine = opened(name, kv, sequences=3).engine
+    engine = opened(name, kv, sequences=3, weights="mapped").engine
     texts = [tokens(30, seed) for seed in range(3)]
     for slot, text in enumerate(texts):
         engine.step(text[:20], 0, sequence=slot)

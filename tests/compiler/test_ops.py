@@ -34,7 +34,8 @@ def rows(x):
     return x.reshape(-1, x.shape[-1])
 
 
-def attend(q, k, v, pos, near_k=None, near_v=None, *, scale, window, softcap, sink, recent, shared):
+def attend(q, k, v, pos, near_k=None, near_v=None, *, scale, window, softcap, sink, recent, shared, **bits):
+    assert not any(bits.values())  # only planes of codes take such, and these samples are of numbers
     if shared:
         k, near_k = (
             None if x is None else np.concatenate([x, y[..., shared:]], -1) for x, y in ((k, v), (near_k, near_v))

@@ -18,7 +18,7 @@ Here is what the kernels share: what they are specialised to, rows of a cache, w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from llvmlite import ir
@@ -29,11 +29,12 @@ from briolette.compiler.views import heads_lie_together, view_of
 
 from ..build import F32, I16, I32, I64, PTR, VOID, Build, Target, Value
 from ..coded import coded
-from ..math import exp
+from ..math import exp_normal
 from . import larger, smaller
 from .codes import Codes
 
 TILE = 64  # positions: K and V of a tile stay in L2
+INTEGER_TILE = 256  # of products in integers: what is done once for a tile weighs more
 LOWEST = -3.4028234663852886e38  # a maximum of nothing: finite, because it is subtracted from itself
 PARAMETERS = ("q", "k", "v", "pos", "slots", "out", "scratch", "capacity", "rows", "tid", "threads")
 NEAR = ("near_k", "near_v", "near_capacity")
@@ -44,7 +45,8 @@ WIDTHS = {"f32": 4, "f16": 2, "bf16": 2}
 class Attend:
     """What an attention kernel is specialised to. A dtype may be a codec's name. q_stride: floats from one token's q to
     the next's. sink, recent: how many positions a row reads from the near planes. shared: whether keys go on in V, from
-    dimension key_size; queries are then of value_size."""
+    dimension key_size; queries are then of value_size. query_bits, weight_bits: of products in integers with K and V in
+    codes, for rows alone; 0: in f32."""
 
     heads: int
     groups: int
@@ -60,6 +62,8 @@ class Attend:
     recent: int = 0
     near_dtype: str = "bf16"
     shared: bool = False
+    query_bits: int = 0
+    weight_bits: int = 0
 
     @property
     def query_size(self) -> int:
@@ -74,7 +78,12 @@ class Attend:
     @property
     def tile(self) -> int:
         """Positions of a row alone that are worked on at a time."""
-        return TILE
+        return INTEGER_TILE if self.query_bits or self.weight_bits else TILE
+
+    @property
+    def least(self) -> int:
+        """Positions of the smallest part, which all others are multiples of: several threads should get some."""
+        return min(128, self.tile)
 
     @property
     def near(self) -> bool:
@@ -97,7 +106,8 @@ def spec_of(item: Node) -> Attend:
     dtypes = [write.type.dtype for x in (k, v, *near) if (write := writes_cache(base(x))) is not None]
     how = (item["scale"], item.get("window"), item.get("softcap"), view.strides[0])
     near_of = (item.get("sink", 0), item.get("recent", 0))
-    spec = Attend(*sizes, *dtypes[:2], *how, *near_of, shared=bool(item.get("shared")))
+    bits = {name: item.get(name, 0) for name in ("query_bits", "weight_bits")}
+    spec = Attend(*sizes, *dtypes[:2], *how, *near_of, shared=bool(item.get("shared")), **bits)
     assert spec.near == bool(near)
     assert spec.query_size == q.shape[2]
     assert all(dtype == spec.near_dtype for dtype in dtypes[2:])
@@ -340,8 +350,7 @@ class Kernel:
 def weight(b: Build, s: Value) -> Value:
     """The exponentials of scores from which their maximum was taken. What would be subnormal counts for nothing, but
     would be slow to multiply with; NaN stays."""
-    nothing = b.const(s.type, 0.0)
-    return b.ir.select(b.ir.fcmp_unordered(">", s, b.const(s.type, -87.0)), exp(b, s), nothing)
+    return b.ir.select(b.ir.fcmp_unordered(">", s, b.const(s.type, -87.0)), exp_normal(b, s), b.const(s.type, 0.0))
 
 
 def transposed(b: Build, vectors: Sequence[Value]) -> list[Value]:

@@ -44,8 +44,8 @@ class CodedKeys(Coded):
         self.first, rest = divmod(first, codes.layout.width)  # in blocks
         assert not rest
 
-    def begin(self, query: Value) -> None:
-        """Takes the queries of the heads of a group, f32 [share][query size]."""
+    def begin(self, query: Value, which: Value) -> None:
+        """Takes the queries of the heads of a group, f32 [share][query size]; `which` is its number in all rows."""
         self.query = query
 
     def score(self, ring: Value, span: Span, coming: Coming | None) -> None:

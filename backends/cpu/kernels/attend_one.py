@@ -13,7 +13,8 @@ A thread's scratch, for n heads of a group:
     out    [n][value]       weighted sum of V so far
     peak, total [n]         maximum and sum so far
 
-`attend_parts` has what is kept of the parts; `attend_plain` and `attend_codes` have the products with K and V.
+`attend_parts` has what is kept of the parts; `attend_plain`, `attend_codes` and `attend_integers` have the products
+with K and V.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from ..coded import GROUP
 from ..math import exp, softcap
 from . import larger, quotient_up, smaller, split
 from .attend import LOWEST, Array, Attend, Kernel, Plane, Planes, Ring, declare, weight
-from .attend_codes import CodedKeys, CodedValues
+from .attend_codes import Coded, CodedKeys, CodedValues
+from .attend_integers import IntegerKeys, IntegerValues
 from .attend_parts import BEGINS, ENDS, PARTS, Group, State, clear, divide, each_vector, kept, layout, own_layout
 from .attend_plain import PlainKeys, PlainValues, Span
 from .codes import Codes
@@ -42,14 +44,14 @@ class Source:
     """Planes, and how products with them are made."""
 
     planes: Planes
-    keys: PlainKeys | CodedKeys
-    values: PlainValues | CodedValues
+    keys: PlainKeys | CodedKeys | IntegerKeys
+    values: PlainValues | CodedValues | IntegerValues
     more: PlainKeys | CodedKeys | None  # the dimensions of keys that are V's
 
     @property
     def coded(self) -> bool:
         """Whether positions are read by whole groups."""
-        return isinstance(self.keys, CodedKeys) or isinstance(self.values, CodedValues)
+        return isinstance(self.keys, Coded) or isinstance(self.values, Coded)
 
 
 def emit_attend_one(module: ir.Module, target: Target, name: str, spec: Attend) -> ir.Function:
@@ -71,8 +73,10 @@ class _One(Kernel):
             self.sources.append(self.source(self.near))
 
     def source(self, planes: Planes) -> Source:
-        given = (self.b, self.spec, self.own)
-        values, capacity = planes.values, planes.capacity
+        given, capacity = (self.b, self.spec, self.own), planes.capacity
+        shared = self.spec.shared
+        of_keys = IntegerKeys if self.spec.query_bits else CodedKeys
+        of_values = IntegerValues if self.spec.weight_bits else CodedValues
 
         def keys(plane: Plane, first: int) -> PlainKeys | CodedKeys:
             if isinstance(plane, Codes):
@@ -81,15 +85,20 @@ class _One(Kernel):
 
         return Source(
             planes,
-            keys(planes.keys, 0),
-            CodedValues(*given, values, capacity) if isinstance(values, Codes) else PlainValues(*given, values),
-            keys(values, self.spec.key_size) if self.spec.shared else None,
+            of_keys(*given, planes.keys, capacity) if isinstance(planes.keys, Codes) else PlainKeys(*given, planes.keys),
+            of_values(*given, planes.values, capacity)
+            if isinstance(planes.values, Codes)
+            else PlainValues(*given, planes.values),
+            keys(planes.values, self.spec.key_size) if shared else None,
         )
 
     def run(self) -> None:
         b = self.b
+        for source in self.sources:
+            source.keys.prepare()
         total = self.walk(lambda row, first, seen, at: None)
-        size = larger(b, quotient_up(b, total, b.i64(PARTS)), b.i64(self.spec.tile))
+        least = self.spec.least
+        size = larger(b, b.bit_and(b.add(quotient_up(b, total, b.i64(PARTS)), least - 1), -least), b.i64(least))
         parts = quotient_up(b, total, size)
         mine = split(b, parts, self.tid, self.threads)
 
@@ -179,9 +188,10 @@ class _One(Kernel):
         last = b.sub(b.add(group.first, group.seen), 1)
         for source in self.sources:
             rings = self.rings(source.planes, group.row, group.group)
-            source.keys.begin(query)
+            which = b.add(b.mul(group.row, spec.groups), group.group)
+            source.keys.begin(query, which)
             if source.more:
-                source.more.begin(query)
+                source.more.begin(query, which)
 
             def stretch(low: Value, stop: Value, ring: Ring, source: Source = source, rings: Pair = rings) -> None:
                 self.tiles(low, stop, ring, spec.tile, lambda _, *where: self.tile(source, rings, *where))
@@ -208,23 +218,22 @@ class _One(Kernel):
         """A head's scores of a tile become exponentials, relative to the new maximum. Where K or V come in groups, all
         positions of these that are not in the tile become zeros."""
         b, spec, lanes = self.b, self.spec, GROUP if grouped else self.b.lanes
-        counting, floats = b.const(b.vec(I32, lanes), list(range(lanes))), b.vec(F32, lanes)
-        first, stop = (b.splat(b.ir.trunc(end, I32), lanes) for end in (span.first, span.stop))
-        scores, start = self.place("scores", head), b.bit_and(span.first, -lanes)
+        floats, scores, start = b.vec(F32, lanes), self.place("scores", head), b.bit_and(span.first, -lanes)
 
-        def cap(j: Value, carried: list[Value]) -> list[Value]:
+        def cap(j: Value, _: list[Value]) -> None:
             s = b.load(scores, floats, b.mul(j, 4))
-            if spec.softcap is not None:
-                s = softcap(b, s, spec.softcap)
-            at = b.add(counting, b.splat(b.ir.trunc(j, I32), lanes))
-            there = b.ir.icmp_signed("<", at, stop)
-            if grouped:
-                there = b.ir.and_(there, b.ir.icmp_signed(">=", at, first))
-            s = b.ir.select(there, s, b.splat(float("-inf"), lanes))
-            b.store(s, scores, b.mul(j, 4))
-            return [b.max(s, carried[0])]
+            b.store(softcap(b, s, spec.softcap), scores, b.mul(j, 4))
 
-        (peaks,) = b.loop(start, span.stop, lanes, [b.splat(LOWEST, lanes)], cap)
+        if spec.softcap is not None:
+            b.loop(start, span.stop, lanes, [], cap)
+        if grouped:
+            self.cut(scores, start, span, lanes)
+        self.cut(scores, b.bit_and(b.sub(span.stop, 1), -lanes), span, lanes)
+
+        def most(j: Value, carried: list[Value]) -> list[Value]:
+            return [b.max(b.load(scores, floats, b.mul(j, 4)), carried[0])]
+
+        (peaks,) = b.loop(start, span.stop, lanes, [b.splat(LOWEST, lanes)], most)
         before = b.load(self.own.place("peak", head), F32)
         peak = b.max(b.reduce_max(peaks), before)
         fade = exp(b, b.sub(before, peak))
@@ -239,3 +248,12 @@ class _One(Kernel):
         for at, value in ((self.own.place("peak", head), peak), (self.own.place("total", head), total)):
             b.store(value, at, align=4)
         b.store(fade, self.place("fade", head), align=4)
+
+    def cut(self, scores: Value, j: Value, span: Span, lanes: int) -> None:
+        """Of a vector of scores, from number j on, those that are not of the tile become minus infinity."""
+        b, at = self.b, self.b.mul(j, 4)
+        numbers = b.add(b.const(b.vec(I32, lanes), list(range(lanes))), b.splat(b.ir.trunc(j, I32), lanes))
+        first, stop = (b.splat(b.ir.trunc(end, I32), lanes) for end in (span.first, span.stop))
+        there = b.ir.and_(b.ir.icmp_signed(">=", numbers, first), b.ir.icmp_signed("<", numbers, stop))
+        s = b.load(scores, b.vec(F32, lanes), at)
+        b.store(b.ir.select(there, s, b.splat(float("-inf"), lanes)), scores, at)

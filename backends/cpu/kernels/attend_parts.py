@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from ..build import F32, I64, PTR, VOID, Build, Target, Value
+from ..coded import coded
 from ..math import exp
 from .attend import LOWEST, Array, Attend, Row, arrays, padded
 
@@ -31,7 +32,30 @@ def layout(spec: Attend) -> tuple[dict[str, Array], int]:
 def own_layout(spec: Attend) -> tuple[dict[str, Array], int]:
     """A thread's scratch."""
     sizes = {name: (spec.share, 4 * spec.tile) for name in ("scores", "weights")}
-    return arrays(sizes | {"fade": (spec.share, 4)} | state(spec, spec.share))
+    return arrays(sizes | {"fade": (spec.share, 4)} | state(spec, spec.share) | for_integers(spec))
+
+
+def for_integers(spec: Attend) -> dict[str, tuple[int, int]]:
+    """Arrays for the digits that K and V in codes are multiplied with in integers, for n heads of a group:
+
+    digits  [n][digits][key]           of the queries
+    taken   [n][digits][blocks]        i32: what the bias of levels adds to sums, to be taken off
+    steps   [n][blocks]                f32: of the queries
+    source  [1]                        i64: the group of a row that they are of
+    shares  [n][digits][tile / 16][64] of the weights: those of four positions in each of four lanes
+    portion [n]                        f32: the step of the weights
+    excess  [n][digits]                i32: as `taken`, of V
+    """
+    n, found = spec.share, dict[str, tuple[int, int]]()
+    if spec.query_bits:
+        plane, digits = coded(spec.key_dtype, spec.key_size), spec.query_bits // 8
+        assert plane is not None
+        found |= {"digits": (n, digits * spec.key_size), "taken": (n, 4 * digits * plane.blocks)}
+        found |= {"steps": (n, 4 * plane.blocks), "source": (1, 8)}
+    if spec.weight_bits:
+        digits = spec.weight_bits // 8
+        found |= {"shares": (n, 4 * digits * spec.tile), "portion": (n, 4), "excess": (n, 4 * digits)}
+    return found
 
 
 def state(spec: Attend, n: int) -> dict[str, tuple[int, int]]:

@@ -53,6 +53,9 @@ class Side:
             (first, width) for start, stop, width in even(self.spec.share, most) for first in range(start, stop, width)
         ]
 
+    def prepare(self) -> None:
+        """What comes before the first part."""
+
     def scores(self, head: int) -> Value:
         return self.own.place("scores", self.b.i64(head))
 
@@ -74,8 +77,8 @@ class PlainKeys(Side):
         self.row, self.first = row, first
         self.keys = Row(b, row.dtype, row.size - first)
 
-    def begin(self, query: Value) -> None:
-        """Takes the queries of the heads of a group, f32 [share][query size]."""
+    def begin(self, query: Value, which: Value) -> None:
+        """Takes the queries of the heads of a group, f32 [share][query size]; `which` is its number in all rows."""
         self.query = self.b.at(query, 4 * self.first)
 
     def coming(self, ring: Value, place: Value) -> Coming:
