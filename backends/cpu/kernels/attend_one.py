@@ -85,7 +85,9 @@ class _One(Kernel):
 
         return Source(
             planes,
-            of_keys(*given, planes.keys, capacity) if isinstance(planes.keys, Codes) else PlainKeys(*given, planes.keys),
+            of_keys(*given, planes.keys, capacity)
+            if isinstance(planes.keys, Codes)
+            else PlainKeys(*given, planes.keys),
             of_values(*given, planes.values, capacity)
             if isinstance(planes.values, Codes)
             else PlainValues(*given, planes.values),
