@@ -19,14 +19,20 @@ MAIN = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 4
 NEAR = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
 
 
+EMIT = {
+    "one": attend_one.emit_attend_one,
+    "merge": attend_parts.emit_merge,
+    "many": attend_many.emit_attend_many,
+}
+
+
 @lru_cache(None)
-def compiled(spec: Attend, target: Target):
-    """The three functions, and the engine that keeps their code."""
+def compiled(spec: Attend, target: Target, names: tuple[str, ...] = tuple(EMIT)):
+    """The functions of some names, and the engine that keeps their code."""
     module = ir.Module()
     module.triple = target.triple
-    attend_one.emit_attend_one(module, target, "one", spec)
-    attend_parts.emit_merge(module, target, "merge", spec)
-    attend_many.emit_attend_many(module, target, "many", spec)
+    for name in names:
+        EMIT[name](module, target, name, spec)
     parsed = llvm.parse_assembly(str(module))
     parsed.verify()
     engine = llvm.create_mcjit_compiler(parsed, target.machine())
@@ -34,7 +40,7 @@ def compiled(spec: Attend, target: Target):
     many = MAIN + NEAR * spec.near
     merge = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 2
     kinds = {"one": [*many, ctypes.c_void_p], "merge": merge, "many": many}
-    return engine, {n: ctypes.CFUNCTYPE(None, *t)(engine.get_function_address(n)) for n, t in kinds.items()}
+    return engine, {n: ctypes.CFUNCTYPE(None, *kinds[n])(engine.get_function_address(n)) for n in names}
 
 
 def run(
@@ -59,10 +65,12 @@ def run(
     scratch[:, -16:] = GUARD
     parts = np.full(attend_parts.layout(spec)[1] // 4 + 16, np.nan, np.float32)
     parts[-16:] = GUARD
-    _, call = compiled(spec, target)
+    integers, alone = spec.query_bits or spec.weight_bits, len(set(slots.tolist())) == rows
+    names = ("one", "merge") if integers and alone else tuple(EMIT)  # `many` has but one form, which others test
+    _, call = compiled(spec, target, names)
     given = [a.ctypes.data for a in (q, *planes, positions, slots)] + [out[16:].ctypes.data]
     beside = [*(a.ctypes.data for a in near), near_capacity] if spec.near else []
-    for name in ("one", "merge", "many"):
+    for name in names:
         for tid in range(threads):
             own = scratch[tid].ctypes.data
             if name == "merge":
