@@ -66,6 +66,7 @@ class _Rows:
     def launch(self) -> tuple[Launch, Kernel]:
         for param in self.block.params:
             self.declare(param)
+        store = self.cache_store() if self.write is not None else self.plain_store()
         reductions = [n for n in self.order if n.op in REDUCTIONS]
         lines = [*self.axes.declarations("(int)blockIdx.x"), *self.head]
         if reductions and self.threads > 32:
@@ -74,7 +75,7 @@ class _Rows:
             lines.append("float* partial = 0;")
         for item in reductions:
             lines += self.reduce(item)
-        lines += self.stored()
+        lines += self.rotated(store) if self.root.op == "rotate" else self.stored(store)
         kernel = Kernel("rows", tuple(self.parameters), "\n".join(lines), self.threads, tuple(self.needs))
         return Launch(kernel.name, (self.axes.rows, 1, 1), self.threads, tuple(self.arguments)), kernel
 
@@ -157,10 +158,7 @@ class _Rows:
             f"{name} = block_reduce<{how}, {self.threads}>({name}, partial){mean};",
         ]
 
-    def stored(self) -> list[str]:
-        store = self.cache_store() if self.write is not None else self.plain_store()
-        if self.root.op == "rotate":
-            return self.rotated(store)
+    def stored(self, store: str) -> list[str]:
         single = self.root.shape[-1:] in ((), (1,))
         lines, found = self.value(self.root, "i")
         head = "if (threadIdx.x == 0) {" if single else (

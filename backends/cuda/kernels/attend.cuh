@@ -8,7 +8,7 @@
 // planes Keys, Values, NearKeys, NearValues.
 template <class Spec>
 struct AttendShared {
-  float queries[Spec::SHARE][Spec::QUERY];
+  float queries[Spec::SHARE * Spec::QUERY];
   float scores[Spec::SHARE][Spec::TILE];
   float peak[Spec::SHARE], total[Spec::SHARE], fade[Spec::SHARE];
 };
@@ -47,18 +47,18 @@ __device__ __forceinline__ void attend_scores(const Sight<Spec>& sight, AttendSh
     if (sight.near(position)) {
       const i64 place = place_in_ring(position, sight.near_capacity, Spec::SINK);
       Scores<typename Spec::NearKeys, 0, Spec::KEY, Spec::SHARE, Spec::QUERY>::add(
-          sight.near_k, sight.near_capacity, place, own.queries[0], lane, total);
+          sight.near_k, sight.near_capacity, place, own.queries, lane, total);
       if (Spec::SHARED) {
         Scores<typename Spec::NearValues, Spec::KEY, Spec::QUERY, Spec::SHARE, Spec::QUERY>::add(
-            sight.near_v, sight.near_capacity, place, own.queries[0], lane, total);
+            sight.near_v, sight.near_capacity, place, own.queries, lane, total);
       }
     } else {
       const i64 place = position % sight.capacity;
       Scores<typename Spec::Keys, 0, Spec::KEY, Spec::SHARE, Spec::QUERY>::add(
-          sight.k, sight.capacity, place, own.queries[0], lane, total);
+          sight.k, sight.capacity, place, own.queries, lane, total);
       if (Spec::SHARED) {
         Scores<typename Spec::Values, Spec::KEY, Spec::QUERY, Spec::SHARE, Spec::QUERY>::add(
-            sight.v, sight.capacity, place, own.queries[0], lane, total);
+            sight.v, sight.capacity, place, own.queries, lane, total);
       }
     }
 #pragma unroll
@@ -113,7 +113,7 @@ __device__ __forceinline__ void attend_part(
   sight.near_v = near_v + ring * Spec::NearValues::bytes(sight.near_capacity);
 
   for (int i = threadIdx.x; i < Spec::SHARE * Spec::QUERY; i += Spec::THREADS) {
-    own.queries[0][i] = q[(i64)row * Spec::Q_STRIDE + group * Spec::SHARE * Spec::QUERY + i];
+    own.queries[i] = q[(i64)row * Spec::Q_STRIDE + group * Spec::SHARE * Spec::QUERY + i];
   }
   if (threadIdx.x < Spec::SHARE) own.peak[threadIdx.x] = LOWEST, own.total[threadIdx.x] = 0.0f;
   float sums[Spec::SHARE][EACH];

@@ -16,6 +16,19 @@ __device__ __forceinline__ void block_sums(double* values) {
   __syncthreads();
 }
 
+// Bits SHIFT to SHIFT + BITS of codes, to the words of a bit plane.
+template <int BITS, int SHIFT>
+__device__ __forceinline__ void pack(const u8* codes, u32* words, int count) {
+  for (int w = threadIdx.x; w < count; w += blockDim.x) {
+    u32 word = 0;
+    for (int i = 0; i < 32 / BITS; i++) {
+      const u32 bits = codes[32 / BITS * w + i] >> SHIFT & ((1 << BITS) - 1);
+      word |= bits << (i % 4 * 8 + i / 4 * BITS);
+    }
+    words[w] = word;
+  }
+}
+
 template <class Codec, int SIZE>
 struct EncodeShared {
   double sums[SIZE];
@@ -75,19 +88,6 @@ __device__ __forceinline__ void encode(
   pack<Plane::HIGH, Plane::LOW>(own.codes, (u32*)ring + place * Plane::HIGH_WORDS, Plane::HIGH_WORDS);
   if (Plane::LOW > 0) {
     pack<Plane::LOW ? Plane::LOW : 1, 0>(own.codes, (u32*)Plane::low_plane(ring, held) + place * Plane::LOW_WORDS, Plane::LOW_WORDS);
-  }
-}
-
-// Bits SHIFT to SHIFT + BITS of codes, to the words of a bit plane.
-template <int BITS, int SHIFT>
-__device__ __forceinline__ void pack(const u8* codes, u32* words, int count) {
-  for (int w = threadIdx.x; w < count; w += blockDim.x) {
-    u32 word = 0;
-    for (int i = 0; i < 32 / BITS; i++) {
-      const u32 bits = codes[32 / BITS * w + i] >> SHIFT & ((1 << BITS) - 1);
-      word |= bits << (i % 4 * 8 + i / 4 * BITS);
-    }
-    words[w] = word;
   }
 }
 
