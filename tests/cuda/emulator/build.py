@@ -84,7 +84,7 @@ def shared_library(name: str, sources: Iterable[Path], flags: Sequence[str]) -> 
 
 
 RUNTIME_FLAGS = (
-    "-std=c++17 -O2 -g1 -fPIC -march=native -fvisibility=default -fno-exceptions -fno-rtti -Wall -Wextra -pthread"
+    "-std=c++17 -O2 -g1 -fPIC -march=native -fvisibility=hidden -fno-exceptions -fno-rtti -Wall -Wextra -pthread"
 )
 
 

@@ -67,6 +67,7 @@ class Kernel:
             shared_before=module._shared[0],
             shared_bytes=module._shared[1],
             arguments=ctypes.addressof(self._words),
+            races=module.sanitize == "race",
         )
         self._fault = native.Fault()
 

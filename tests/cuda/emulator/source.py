@@ -22,6 +22,9 @@ DYNAMIC = re.compile(
 )
 POINTER = r"\2* const \3 = ({ reinterpret_cast<\2*>(emulator::emulator_thread->block->dynamic_shared); });"
 
+# C++ wants alignas in front of what it applies to.
+SHARED = re.compile(r"(?:\bstatic\s+)?\b__shared__\b(?:\s*(alignas\s*\([^()]*\)\s*))?")
+
 
 def kernels(preprocessed: str) -> list[str]:
     """Names of all kernels with C linkage, in order."""
@@ -30,6 +33,7 @@ def kernels(preprocessed: str) -> list[str]:
 
 # What a launch finds by name: the call from an array of words, and the kinds of the kernel's parameters.
 ENTRY = """
+# 1 "<entry>"
 extern "C" __attribute__((visibility("default"))) void emulated_entry_{name}(const emulator::Word* words) {{
   emulator::Entry<decltype(&{name})>::call({name}, words);
 }}
@@ -47,8 +51,8 @@ def translate(source: str, scratch: Path) -> tuple[str, list[str]]:
     text = build.gxx([*PREPROCESS, *INCLUDES, "-"], scratch, f'#include "emulated.h"\n#line 1 "{FILE}"\n{source}\n')
     names = kernels(text)
     text = DYNAMIC.sub(POINTER, text)
-    text = re.sub(r"\b__shared__\b", "static thread_local", text)
-    text = re.sub(r"\b__global__\b", "", text)
+    text = SHARED.sub(r"\1static thread_local", text)
+    text = re.sub(r"\b__global__\b", "__attribute__((noinline))", text)
     return text + "".join(ENTRY.format(name=name) for name in names), names
 
 
@@ -60,13 +64,23 @@ def compile_flags(sanitize: str | None) -> list[str]:
 BASE = (
     "-std=c++17 -O2 -g1 -fPIC -march=native -ffp-contract=fast -fno-math-errno -fno-trapping-math -fno-exceptions "
     "-fno-rtti -fno-strict-aliasing -fno-stack-protector -fno-asynchronous-unwind-tables -fvisibility=hidden "
-    "-fno-gnu-unique -fmax-errors=10 -w"
+    "-fno-gnu-unique -fno-ipa-icf -fstack-clash-protection -fmax-errors=10 -w"
 )
-SANITIZERS = {None: ""}
+# The runtime answers what these flags make the compiler call, all but "address": the modules link no other library.
+SANITIZERS = {
+    None: "",
+    "alignment": " -fsanitize=alignment",
+    "undefined": " -fsanitize=alignment,bounds,null,shift-exponent,signed-integer-overflow,integer-divide-by-zero"
+    ",pointer-overflow,bool,unreachable,return",
+    "race": " -fsanitize=thread",
+    "address": " -fsanitize=address",
+}
 
 
 def library(source: str, sanitize: str | None) -> tuple[Path, list[str]]:
     """The compiled module and the names of its kernels."""
+    if sanitize not in SANITIZERS:
+        raise ValueError(f"sanitize={sanitize!r} is none of {', '.join(map(repr, SANITIZERS))}")
     flags = compile_flags(sanitize)
     name = build.key(source, build.header_texts(), " ".join(flags))
     target, listed = build.folder() / f"{name}.so", build.folder() / f"{name}.kernels"

@@ -68,7 +68,7 @@ void describe_address(Word address, char* message, size_t size) {
 extern "C" {
 
 // An address that is a multiple of `align`, as near to the guard page behind it as that allows; 0 where memory is out.
-Word emulator_allocate(Word bytes, Word align, const char* name) {
+EMULATOR_EXPORT Word emulator_allocate(Word bytes, Word align, const char* name) {
   const size_t p = page(), room = (bytes + align - 1) / align * align;
   const size_t inner = (room + p - 1) / p * p + (room ? 0 : p), length = inner + 2 * kGuard;
   void* memory = mmap(nullptr, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -83,14 +83,14 @@ Word emulator_allocate(Word bytes, Word align, const char* name) {
 }
 
 // The first byte beside the allocation, in its pages, that was written to; 0 where there is none, 1 for no allocation.
-Word emulator_check(Word address) {
+EMULATOR_EXPORT Word emulator_check(Word address) {
   std::lock_guard<std::mutex> guard(lock);
   const auto found = allocations().find(address);
   return found == allocations().end() || found->second.freed ? 1 : trespassed(address, found->second);
 }
 
 // Gives the pages back to the system. Where `keep` is not 0 their addresses stay taken, so that a later use is reported.
-int emulator_free(Word address, int keep) {
+EMULATOR_EXPORT int emulator_free(Word address, int keep) {
   std::lock_guard<std::mutex> guard(lock);
   const auto found = allocations().find(address);
   if (found == allocations().end() || (found->second.freed && keep)) return 1;
