@@ -43,15 +43,17 @@ extern "C" __attribute__((visibility("default"))) const char* emulated_kinds_{na
 """
 
 
-def translate(source: str, scratch: Path) -> tuple[str, list[str]]:
+def translate(source: str, scratch: Path, sanitize: str | None = None) -> tuple[str, list[str]]:
     """A translation unit that g++ compiles without preprocessing, and the names of its kernels.
 
     Lines keep their numbers and are those of kernel.cu, or of what the source's own #line directives say.
     """
     text = build.gxx([*PREPROCESS, *INCLUDES, "-"], scratch, f'#include "emulated.h"\n#line 1 "{FILE}"\n{source}\n')
     names = kernels(text)
+    # Each worker has a copy of its own. AddressSanitizer knows the bounds of plain variables only.
+    storage = "static" if sanitize == "address" else "static thread_local"
     text = DYNAMIC.sub(POINTER, text)
-    text = SHARED.sub(r"\1static thread_local", text)
+    text = SHARED.sub(rf"\1{storage} ", text)
     text = re.sub(r"\b__global__\b", "__attribute__((noinline))", text)
     return text + "".join(ENTRY.format(name=name) for name in names), names
 
@@ -85,17 +87,17 @@ def library(source: str, sanitize: str | None) -> tuple[Path, list[str]]:
     name = build.key(source, build.header_texts(), " ".join(flags))
     target, listed = build.folder() / f"{name}.so", build.folder() / f"{name}.kernels"
     if not (target.exists() and listed.exists()):
-        compile_to(target, listed, source, flags)
+        compile_to(target, listed, source, sanitize)
     return target, listed.read_text().split()
 
 
-def compile_to(target: Path, listed: Path, source: str, flags: list[str]) -> None:
+def compile_to(target: Path, listed: Path, source: str, sanitize: str | None) -> None:
     """Translates and compiles a source. What the compiler says shows lines of the source itself."""
     with tempfile.TemporaryDirectory(dir=build.folder()) as folder:
         scratch = Path(folder)
         (scratch / FILE).write_text(source)  # for the lines that the compiler quotes
-        text, names = translate(source, scratch)
-        build.gxx([*flags, "-c", "-fpreprocessed", "-x", "c++", "-", "-o", "made.o"], scratch, text)
+        text, names = translate(source, scratch, sanitize)
+        build.gxx([*compile_flags(sanitize), "-c", "-fpreprocessed", "-x", "c++", "-", "-o", "made.o"], scratch, text)
         build.gxx(["-shared", "made.o", "-o", "made.so"], scratch)
         (scratch / "names").write_text("\n".join(names))
         (scratch / "names").replace(listed)

@@ -33,6 +33,10 @@ constexpr size_t kGuard = 1 << 20;
 
 size_t page() { return size_t(sysconf(_SC_PAGESIZE)); }
 
+// Of AddressSanitizer, where the process was started with it: then what alignment leaves over cannot be touched either.
+extern "C" __attribute__((weak)) void __asan_poison_memory_region(const volatile void* start, size_t size);
+extern "C" __attribute__((weak)) void __asan_unpoison_memory_region(const volatile void* start, size_t size);
+
 // The first byte around an allocation, in its own pages, that no longer holds the poison; 0 where all do.
 Word trespassed(Word address, const Allocation& one) {
   const auto* start = reinterpret_cast<const unsigned char*>(one.mapping + kGuard);
@@ -77,6 +81,10 @@ EMULATOR_EXPORT Word emulator_allocate(Word bytes, Word align, const char* name)
   mprotect(mapping + kGuard, inner, PROT_READ | PROT_WRITE);
   memset(mapping + kGuard, kPoison, inner);
   const Word address = reinterpret_cast<Word>(mapping + kGuard + inner - room);
+  if (__asan_poison_memory_region) {
+    __asan_poison_memory_region(mapping + kGuard, inner);
+    __asan_unpoison_memory_region(reinterpret_cast<void*>(address), bytes);
+  }
   std::lock_guard<std::mutex> guard(lock);
   allocations()[address] = Allocation{bytes, mapping, length, false, name};
   return address;
@@ -95,6 +103,7 @@ EMULATOR_EXPORT int emulator_free(Word address, int keep) {
   const auto found = allocations().find(address);
   if (found == allocations().end() || (found->second.freed && keep)) return 1;
   Allocation& one = found->second;
+  if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(one.mapping, one.length);
   if (keep) {
     one.freed = true;
     mmap(one.mapping, one.length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
