@@ -13,8 +13,22 @@ pages, and what a kernel does wrong is a `KernelFault` that names its line, bloc
 What it does not prove: that kernels agree with a GPU's memory model, approximate intrinsics and limits of resources.
 """
 
-from .errors import CompileError, KernelFault, UnknownKernel
+from .build import address_environment, compiler
+from .errors import CompileError, EmulatorError, KernelFault, UnknownKernel
 from .memory import Memory
 from .module import Kernel, Module
+from .seeds import ScheduleDependence, same_on_all_seeds
 
-__all__ = ["CompileError", "Kernel", "KernelFault", "Memory", "Module", "UnknownKernel"]
+__all__ = [
+    "CompileError",
+    "EmulatorError",
+    "Kernel",
+    "KernelFault",
+    "Memory",
+    "Module",
+    "ScheduleDependence",
+    "UnknownKernel",
+    "address_environment",
+    "compiler",
+    "same_on_all_seeds",
+]

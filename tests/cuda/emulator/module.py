@@ -11,6 +11,7 @@ from . import native, places, source
 from .errors import EmulatorError, KernelFault, UnknownKernel
 
 Triple = tuple[int, int, int]
+ONE_WORKER = ("address", "race")  # what they record is one block's
 MOST_THREADS = 1024
 MOST_BLOCK: Triple = (1024, 1024, 64)
 MOST_GRID: Triple = (2**31 - 1, 65535, 65535)
@@ -30,7 +31,12 @@ class Module:
         self._runtime = native.library()
         self.path, self.kernels = source.library(code, sanitize)
         self.sanitize = sanitize
-        self._library = ctypes.CDLL(str(self.path))
+        try:
+            self._library = ctypes.CDLL(str(self.path))
+        except OSError as error:
+            if sanitize != "address":
+                raise
+            raise EmulatorError("start the process with emulator.address_environment(): " + str(error)) from None
         anchor = self._library.emulated_anchor
         anchor.restype = c_void_p
         before, size = c_uint64(), c_uint64()
@@ -67,6 +73,7 @@ class Kernel:
             shared_before=module._shared[0],
             shared_bytes=module._shared[1],
             arguments=ctypes.addressof(self._words),
+            races=module.sanitize == "race",
         )
         self._fault = native.Fault()
 
@@ -88,6 +95,8 @@ class Kernel:
         Raises KernelFault for what the kernel does wrong, ValueError for a launch that a GPU would refuse.
         """
         check_shape(self.name, grid, block, shared_bytes)
+        if workers != 1 and self.module.sanitize in ONE_WORKER:
+            raise ValueError(f"sanitize={self.module.sanitize!r} runs with one worker")
         if len(args) != len(self._kinds):
             raise ValueError(f"{self.name} takes {len(self._kinds)} arguments, not {len(args)}")
         if self._pointers:

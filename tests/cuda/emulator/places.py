@@ -48,5 +48,7 @@ def of_fault(library: Path, fault: native.Fault) -> tuple[Place | None, bool]:
 
 
 def message(library: Path, fault: native.Fault) -> str:
-    """What happened."""
-    return fault.message.decode(errors="replace")
+    """What happened; of a race, with the line of the other access."""
+    text = fault.message.decode(errors="replace")
+    other = of_counter(library, fault.second_counter) if fault.second_counter else None
+    return f"{text} at {other}" if other else text

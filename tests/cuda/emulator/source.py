@@ -22,6 +22,9 @@ DYNAMIC = re.compile(
 )
 POINTER = r"\2* const \3 = ({ reinterpret_cast<\2*>(emulator::emulator_thread->block->dynamic_shared); });"
 
+# C++ wants alignas in front of what it applies to.
+SHARED = re.compile(r"(?:\bstatic\s+)?\b__shared__\b(?:\s*(alignas\s*\([^()]*\)\s*))?")
+
 
 def kernels(preprocessed: str) -> list[str]:
     """Names of all kernels with C linkage, in order."""
@@ -30,6 +33,7 @@ def kernels(preprocessed: str) -> list[str]:
 
 # What a launch finds by name: the call from an array of words, and the kinds of the kernel's parameters.
 ENTRY = """
+# 1 "<entry>"
 extern "C" __attribute__((visibility("default"))) void emulated_entry_{name}(const emulator::Word* words) {{
   emulator::Entry<decltype(&{name})>::call({name}, words);
 }}
@@ -39,16 +43,18 @@ extern "C" __attribute__((visibility("default"))) const char* emulated_kinds_{na
 """
 
 
-def translate(source: str, scratch: Path) -> tuple[str, list[str]]:
+def translate(source: str, scratch: Path, sanitize: str | None = None) -> tuple[str, list[str]]:
     """A translation unit that g++ compiles without preprocessing, and the names of its kernels.
 
     Lines keep their numbers and are those of kernel.cu, or of what the source's own #line directives say.
     """
     text = build.gxx([*PREPROCESS, *INCLUDES, "-"], scratch, f'#include "emulated.h"\n#line 1 "{FILE}"\n{source}\n')
     names = kernels(text)
+    # Each worker has a copy of its own. AddressSanitizer knows the bounds of plain variables only.
+    storage = "static" if sanitize == "address" else "static thread_local"
     text = DYNAMIC.sub(POINTER, text)
-    text = re.sub(r"\b__shared__\b", "static thread_local", text)
-    text = re.sub(r"\b__global__\b", "", text)
+    text = SHARED.sub(rf"\1{storage} ", text)
+    text = re.sub(r"\b__global__\b", "__attribute__((noinline))", text)
     return text + "".join(ENTRY.format(name=name) for name in names), names
 
 
@@ -60,28 +66,38 @@ def compile_flags(sanitize: str | None) -> list[str]:
 BASE = (
     "-std=c++17 -O2 -g1 -fPIC -march=native -ffp-contract=fast -fno-math-errno -fno-trapping-math -fno-exceptions "
     "-fno-rtti -fno-strict-aliasing -fno-stack-protector -fno-asynchronous-unwind-tables -fvisibility=hidden "
-    "-fno-gnu-unique -fmax-errors=10 -w"
+    "-fno-gnu-unique -fno-ipa-icf -fstack-clash-protection -fmax-errors=10 -w"
 )
-SANITIZERS = {None: ""}
+# The runtime answers what these flags make the compiler call, all but "address": the modules link no other library.
+SANITIZERS = {
+    None: "",
+    "alignment": " -fsanitize=alignment",
+    "undefined": " -fsanitize=alignment,bounds,null,shift-exponent,signed-integer-overflow,integer-divide-by-zero"
+    ",pointer-overflow,bool,unreachable,return",
+    "race": " -fsanitize=thread",
+    "address": " -fsanitize=address",
+}
 
 
 def library(source: str, sanitize: str | None) -> tuple[Path, list[str]]:
     """The compiled module and the names of its kernels."""
+    if sanitize not in SANITIZERS:
+        raise ValueError(f"sanitize={sanitize!r} is none of {', '.join(map(repr, SANITIZERS))}")
     flags = compile_flags(sanitize)
     name = build.key(source, build.header_texts(), " ".join(flags))
     target, listed = build.folder() / f"{name}.so", build.folder() / f"{name}.kernels"
     if not (target.exists() and listed.exists()):
-        compile_to(target, listed, source, flags)
+        compile_to(target, listed, source, sanitize)
     return target, listed.read_text().split()
 
 
-def compile_to(target: Path, listed: Path, source: str, flags: list[str]) -> None:
+def compile_to(target: Path, listed: Path, source: str, sanitize: str | None) -> None:
     """Translates and compiles a source. What the compiler says shows lines of the source itself."""
     with tempfile.TemporaryDirectory(dir=build.folder()) as folder:
         scratch = Path(folder)
         (scratch / FILE).write_text(source)  # for the lines that the compiler quotes
-        text, names = translate(source, scratch)
-        build.gxx([*flags, "-c", "-fpreprocessed", "-x", "c++", "-", "-o", "made.o"], scratch, text)
+        text, names = translate(source, scratch, sanitize)
+        build.gxx([*compile_flags(sanitize), "-c", "-fpreprocessed", "-x", "c++", "-", "-o", "made.o"], scratch, text)
         build.gxx(["-shared", "made.o", "-o", "made.so"], scratch)
         (scratch / "names").write_text("\n".join(names))
         (scratch / "names").replace(listed)

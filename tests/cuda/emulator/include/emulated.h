@@ -34,4 +34,5 @@ typedef __PTRDIFF_TYPE__ ptrdiff_t;
 #include "emulated_bits.h"
 #include "emulated_warp.h"
 #include "emulated_atomics.h"
+#include "emulated_mma.h"
 #include "emulated_entry.h"

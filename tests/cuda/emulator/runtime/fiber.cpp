@@ -13,7 +13,6 @@ constexpr size_t kStack = 256 << 10;  // reserved; pages that are never touched 
 }  // namespace
 
 #if defined(__x86_64__)
-extern "C" void emulator_switch(Context* from, Context* to);
 // Six registers are the callee's to keep. The way back is a jump: a `ret` would be mispredicted each time, for it comes
 // from another stack than the call.
 asm(R"(
@@ -41,7 +40,6 @@ emulator_switch:
 .size emulator_switch, .-emulator_switch
 )");
 #elif defined(__aarch64__)
-extern "C" void emulator_switch(Context* from, Context* to);
 // x19 to x30 and the low halves of v8 to v15 are the callee's to keep; x30 is where to go on.
 asm(R"(
 .text
@@ -80,12 +78,6 @@ emulator_switch:
 )");
 #endif
 
-#if defined(__x86_64__) || defined(__aarch64__)
-void switch_context(Context& from, Context& to) { emulator_switch(&from, &to); }
-#else
-void switch_context(Context& from, Context& to) { swapcontext(&from.state, &to.state); }
-#endif
-
 Fiber::Fiber(unsigned number) : number_(number) {
   void* memory = mmap(nullptr, kGuard + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) abort();
@@ -98,6 +90,11 @@ Fiber::~Fiber() { munmap(memory_, kGuard + kStack); }
 bool Fiber::guards(const void* address) const {
   const char* a = static_cast<const char*>(address);
   return a >= memory_ && a < memory_ + kGuard;
+}
+
+bool Fiber::holds(const void* address) const {
+  const char* a = static_cast<const char*>(address);
+  return a >= memory_ + kGuard && a < memory_ + kGuard + kStack;
 }
 
 void Fiber::reset(void (*main)()) {

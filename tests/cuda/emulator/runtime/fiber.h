@@ -21,7 +21,12 @@ struct Context {
 
 // Suspends the running flow into `from` and goes on in `to`. The floating point modes are not part of either: they are
 // the same on all fibers of a launch.
-void switch_context(Context& from, Context& to);
+#if defined(__x86_64__) || defined(__aarch64__)
+extern "C" void emulator_switch(Context* from, Context* to);
+inline void switch_context(Context& from, Context& to) { emulator_switch(&from, &to); }
+#else
+inline void switch_context(Context& from, Context& to) { swapcontext(&from.state, &to.state); }
+#endif
 
 class Fiber {
  public:
@@ -33,7 +38,8 @@ class Fiber {
 
   // Forgets what ran there: the next switch to it enters `main`, which must never return.
   void reset(void (*main)());
-  bool guards(const void* address) const;  // whether the address lies in the guard page below the stack
+  bool guards(const void* address) const;  // whether the address lies in the guard pages below the stack
+  bool holds(const void* address) const;   // whether it lies in the stack
 
   Context context;
 

@@ -45,6 +45,7 @@ struct Thread {
 // A function that one lane runs for its warp: operands[lane] is what each lane handed in.
 using Collective = void (*)(void* const* operands);
 
+#pragma GCC visibility push(default)
 extern "C" {
 // The CUDA thread that runs now on this thread of the operating system.
 extern thread_local Thread* emulator_thread __attribute__((tls_model("initial-exec")));
@@ -58,5 +59,6 @@ int emulator_barrier(Barrier barrier, int predicate, Site site);
 // Ends the launch with a report.
 [[noreturn]] void emulator_fault(const char* message, Site site);
 }
+#pragma GCC visibility pop
 
 }  // namespace emulator

@@ -87,7 +87,7 @@ void run_blocks(const Launch& launch, const Order& order, Progress& progress) {
 }  // namespace
 
 // Returns 0, or 1 with `fault` filled. Blocks that run at the same time as the one at fault end first.
-extern "C" int emulator_launch(const Launch* launch, Fault* fault) {
+extern "C" EMULATOR_EXPORT int emulator_launch(const Launch* launch, Fault* fault) {
   const Order order(*launch);
   Progress progress;
   progress.fault = fault;

@@ -2,6 +2,9 @@
 #pragma once
 #include "interface.h"
 
+// What Python calls. All else of the runtime that kernels do not call is hidden, and so called directly.
+#define EMULATOR_EXPORT __attribute__((visibility("default")))
+
 namespace emulator {
 
 struct Launch {
@@ -14,6 +17,7 @@ struct Launch {
   Word seed;
   int seeded;   // whether blocks, warps and lanes run in an order drawn from the seed; else in their natural order
   int workers;  // threads of the operating system that share the blocks
+  int races;    // whether the module is instrumented to find races
 };
 
 constexpr int kMostDynamicShared = 227 << 10;  // of a block of sm_90

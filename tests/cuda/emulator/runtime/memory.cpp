@@ -33,6 +33,10 @@ constexpr size_t kGuard = 1 << 20;
 
 size_t page() { return size_t(sysconf(_SC_PAGESIZE)); }
 
+// Of AddressSanitizer, where the process was started with it: then what alignment leaves over cannot be touched either.
+extern "C" __attribute__((weak)) void __asan_poison_memory_region(const volatile void* start, size_t size);
+extern "C" __attribute__((weak)) void __asan_unpoison_memory_region(const volatile void* start, size_t size);
+
 // The first byte around an allocation, in its own pages, that no longer holds the poison; 0 where all do.
 Word trespassed(Word address, const Allocation& one) {
   const auto* start = reinterpret_cast<const unsigned char*>(one.mapping + kGuard);
@@ -68,7 +72,7 @@ void describe_address(Word address, char* message, size_t size) {
 extern "C" {
 
 // An address that is a multiple of `align`, as near to the guard page behind it as that allows; 0 where memory is out.
-Word emulator_allocate(Word bytes, Word align, const char* name) {
+EMULATOR_EXPORT Word emulator_allocate(Word bytes, Word align, const char* name) {
   const size_t p = page(), room = (bytes + align - 1) / align * align;
   const size_t inner = (room + p - 1) / p * p + (room ? 0 : p), length = inner + 2 * kGuard;
   void* memory = mmap(nullptr, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -77,24 +81,29 @@ Word emulator_allocate(Word bytes, Word align, const char* name) {
   mprotect(mapping + kGuard, inner, PROT_READ | PROT_WRITE);
   memset(mapping + kGuard, kPoison, inner);
   const Word address = reinterpret_cast<Word>(mapping + kGuard + inner - room);
+  if (__asan_poison_memory_region) {
+    __asan_poison_memory_region(mapping + kGuard, inner);
+    __asan_unpoison_memory_region(reinterpret_cast<void*>(address), bytes);
+  }
   std::lock_guard<std::mutex> guard(lock);
   allocations()[address] = Allocation{bytes, mapping, length, false, name};
   return address;
 }
 
 // The first byte beside the allocation, in its pages, that was written to; 0 where there is none, 1 for no allocation.
-Word emulator_check(Word address) {
+EMULATOR_EXPORT Word emulator_check(Word address) {
   std::lock_guard<std::mutex> guard(lock);
   const auto found = allocations().find(address);
   return found == allocations().end() || found->second.freed ? 1 : trespassed(address, found->second);
 }
 
 // Gives the pages back to the system. Where `keep` is not 0 their addresses stay taken, so that a later use is reported.
-int emulator_free(Word address, int keep) {
+EMULATOR_EXPORT int emulator_free(Word address, int keep) {
   std::lock_guard<std::mutex> guard(lock);
   const auto found = allocations().find(address);
   if (found == allocations().end() || (found->second.freed && keep)) return 1;
   Allocation& one = found->second;
+  if (__asan_unpoison_memory_region) __asan_unpoison_memory_region(one.mapping, one.length);
   if (keep) {
     one.freed = true;
     mmap(one.mapping, one.length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);

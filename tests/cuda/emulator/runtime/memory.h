@@ -2,7 +2,7 @@
 #pragma once
 #include <cstddef>
 
-#include "interface.h"
+#include "launch.h"
 
 namespace emulator {
 

@@ -1,7 +1,7 @@
 // Where a module's static shared memory lies: it is all of the module's thread-local storage.
 #include <link.h>
 
-#include "interface.h"
+#include "launch.h"
 
 namespace emulator {
 namespace {
@@ -30,7 +30,7 @@ int visit(dl_phdr_info* module, size_t, void* data) {
 }  // namespace
 
 // How many bytes of the thread-local segment around this address lie before it, and how many there are; 0 for success.
-extern "C" int emulator_segment(const char* anchor, Word* before, Word* bytes) {
+extern "C" EMULATOR_EXPORT int emulator_segment(const char* anchor, Word* before, Word* bytes) {
   Search search{anchor};
   dl_iterate_phdr(visit, &search);
   *before = search.before;

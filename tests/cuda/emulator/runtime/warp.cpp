@@ -50,16 +50,19 @@ Word combine(Operation operation, Word a, Word b) {
 
 }  // namespace
 
-Word Worker::warp_operation(Operation operation, unsigned mask, Word value, unsigned source, Collective function, Site site) {
+void Worker::disown(Operation operation, unsigned mask, Site site) {
+  char message[200];
+  snprintf(message, sizeof message, "%s is called by lane %u, which its mask 0x%08x does not name", name_of(operation),
+           emulator_thread->lane, mask);
+  fail(message, site);
+}
+
+EMULATOR_INLINE Word Worker::warp_operation(Operation operation, unsigned mask, Word value, unsigned source, Collective function, Site site) {
   Lane& lane = *static_cast<Lane*>(emulator_thread);
   Warp& warp = *lane.warp;
   const unsigned i = lane.lane;
   warp.site[i] = site;
-  if (!(mask >> i & 1)) {
-    char message[200];
-    snprintf(message, sizeof message, "%s is called by lane %u, which its mask 0x%08x does not name", name_of(operation), i, mask);
-    fail(message, site);
-  }
+  if (!(mask >> i & 1)) disown(operation, mask, site);
   warp.operation[i] = operation;
   warp.mask[i] = mask;
   warp.value[i] = value;
@@ -68,6 +71,17 @@ Word Worker::warp_operation(Operation operation, unsigned mask, Word value, unsi
   warp.waiting |= 1u << i;
   park(lane);
   return warp.result[i];
+}
+
+extern "C" {
+Word emulator_warp(Operation operation, unsigned mask, Word value, unsigned source, Site site) {
+  return running_worker->warp_operation(operation, mask, value, source, nullptr, site);
+}
+
+void emulator_collective(Collective function, void* operand, Site site) {
+  const Word value = reinterpret_cast<Word>(operand);
+  running_worker->warp_operation(Operation::collective, ~0u, value, 0, function, site);
+}
 }
 
 // Completes each operation whose lanes have all come; whether there was one. A mask that can never be met is reported.
@@ -133,6 +147,10 @@ bool Worker::complete(Warp& warp, unsigned mask) {
     void* operands[kWarp];
     for (unsigned i = 0; i < kWarp; i++) operands[i] = reinterpret_cast<void*>(warp.value[i]);
     warp.collective[0](operands);
+    return true;
+  }
+  if (operation == Operation::sync_warp) {
+    if (races_) races_->sync_warp(unsigned(&warp - warps_.data()), mask);
     return true;
   }
   unsigned votes = 0;

@@ -44,6 +44,8 @@ void Worker::prepare(const Launch& launch) {
   // Right against the guard page; real allocations are aligned to 16 bytes at least, so some bytes may be left over.
   block_.dynamic_shared = dynamic_end_ - (launch.dynamic_shared_bytes + 15) / 16 * 16;
   const dim3 size = launch.block;
+  if (launch.races && !races_) races_ = std::make_unique<Races>();
+  if (!launch.races) races_.reset();
   if (size.x == laid_out_.x && size.y == laid_out_.y && size.z == laid_out_.z) return;
   laid_out_ = size;
   const unsigned threads = size.x * size.y * size.z;
@@ -81,6 +83,7 @@ bool Worker::run(const Launch& launch, uint3 index, Word seed, Fault& fault) {
     memset(warp.site, 0, sizeof warp.site);
     warp_order_[w] = unsigned(w);
   }
+  if (races_) races_->start_block(unsigned(warps_.size()));
   escape_ = &escape;
   running_worker = this;
   // The signal mask is not part of it: handlers run with SA_NODEFER.
@@ -124,24 +127,15 @@ void Worker::lane_main() {
   }
 }
 
-void Worker::resume(Lane* next, Context& from) {
-  if (!next) return switch_context(from, host_);
-  if (!next->fiber) {
-    if (idle_.empty()) {
-      fibers_.push_back(std::make_unique<Fiber>(unsigned(fibers_.size())));
-      fibers_.back()->reset(lane_main);
-      idle_.push_back(fibers_.back().get());
-    }
-    next->fiber = idle_.back();
-    idle_.pop_back();
+// Gives a lane that starts a fiber to run on.
+__attribute__((noinline)) void Worker::start(Lane& lane) {
+  if (idle_.empty()) {
+    fibers_.push_back(std::make_unique<Fiber>(unsigned(fibers_.size())));
+    fibers_.back()->reset(lane_main);
+    idle_.push_back(fibers_.back().get());
   }
-  emulator_thread = next;
-  switch_context(from, next->fiber->context);
-}
-
-void Worker::park(Lane& lane) {
-  Lane* next = schedule();
-  if (next != &lane) resume(next, lane.fiber->context);
+  lane.fiber = idle_.back();
+  idle_.pop_back();
 }
 
 const Fiber* Worker::fiber() const { return emulator_thread ? current().fiber : nullptr; }
@@ -227,23 +221,28 @@ bool Worker::end_round() {
     warp.ready = warp.at_barrier;
     warp.at_barrier = 0;
   }
+  if (races_) races_->barrier();
   released_predicates_ = predicates_;
   released_threads_ = arrived_;
   arrived_ = predicates_ = 0;
   return true;
 }
 
-int Worker::barrier(Barrier kind, int predicate, Site site) {
+void Worker::diverge(Site site) {
+  char message[300];
+  snprintf(message, sizeof message, "divergent __syncthreads: other threads wait in the one at %s:%d", barrier_site_.file,
+           barrier_site_.line);
+  fail(message, site);
+}
+
+EMULATOR_INLINE int Worker::barrier(Barrier kind, int predicate, Site site) {
   Lane& lane = current();
   Warp& warp = *lane.warp;
   if (arrived_ == 0) {
     barrier_site_ = site;
     barrier_kind_ = kind;
   } else if (site.line != barrier_site_.line || kind != barrier_kind_) {
-    char message[300];
-    snprintf(message, sizeof message, "divergent __syncthreads: other threads wait in the one at %s:%d", barrier_site_.file,
-             barrier_site_.line);
-    fail(message, site);
+    diverge(site);
   }
   arrived_++;
   predicates_ += predicate != 0;
@@ -284,16 +283,19 @@ void Worker::escape(const char* message, Word program_counter) {
   _longjmp(*escape_, 1);
 }
 
+void Worker::note_access(Word address, unsigned bytes, bool write, bool atomic, Word counter) {
+  if (!races_ || !fiber() || fiber()->holds(reinterpret_cast<void*>(address))) return;
+  Lane& lane = current();
+  const Races::Access* other = races_->note(address, bytes, write, atomic, unsigned(&lane - lanes_.data()), counter);
+  if (!other) return;
+  const uint3 index = lanes_[other->thread].index;
+  char message[300];
+  snprintf(message, sizeof message, "race: nothing orders this %s and the access by thread (%u, %u, %u)", write ? "write" : "read",
+           index.x, index.y, index.z);
+  fail(message, lane.warp->site[lane.lane], counter, other->counter);
+}
+
 extern "C" {
-Word emulator_warp(Operation operation, unsigned mask, Word value, unsigned source, Site site) {
-  return running_worker->warp_operation(operation, mask, value, source, nullptr, site);
-}
-
-void emulator_collective(Collective function, void* operand, Site site) {
-  const Word value = reinterpret_cast<Word>(operand);
-  running_worker->warp_operation(Operation::collective, ~0u, value, 0, function, site);
-}
-
 int emulator_barrier(Barrier barrier, int predicate, Site site) {
   return running_worker->barrier(barrier, predicate, site);
 }

@@ -8,6 +8,7 @@
 
 #include "fiber.h"
 #include "launch.h"
+#include "races.h"
 
 namespace emulator {
 
@@ -46,12 +47,17 @@ class Worker {
   bool run(const Launch& launch, uint3 index, Word seed, Fault& fault);
   void prepare(const Launch& launch);  // once before the blocks of a launch
 
-  // Calls of the lane that runs.
+  // Calls of the lane that runs, by way of interface.h.
   Word warp_operation(Operation operation, unsigned mask, Word value, unsigned source, Collective function, Site site);
   int barrier(Barrier kind, int predicate, Site site);
+  [[noreturn]] void diverge(Site site);
+  [[noreturn]] void disown(Operation operation, unsigned mask, Site site);
   [[noreturn]] void fail(const char* message, Site site, Word counter = 0, Word second_counter = 0);
   // From a signal handler: leaves the kernel for good.
   [[noreturn]] void escape(const char* message, Word program_counter);
+
+  // From instrumented code: reports a race.
+  void note_access(Word address, unsigned bytes, bool write, bool atomic, Word counter);
 
   const Fiber* fiber() const;  // the one that runs
   char* dynamic_end() const { return dynamic_end_; }
@@ -59,6 +65,7 @@ class Worker {
  private:
   static void lane_main();
   Lane* schedule();
+  void start(Lane& lane);
   void resume(Lane* next, Context& from);
   void park(Lane& lane);
   void start_pass(Warp& warp);
@@ -99,13 +106,29 @@ class Worker {
   unsigned predicates_ = 0;  // how many arrived with a true predicate
   unsigned released_predicates_ = 0, released_threads_ = 0;
 
+  std::unique_ptr<Races> races_;  // only where the module is instrumented
+
   char* dynamic_memory_ = nullptr;  // dynamic shared memory ends at a page that may not be touched
   char* dynamic_end_ = nullptr;
-
-  friend struct Handler;
 };
 
 extern thread_local Worker* running_worker __attribute__((tls_model("initial-exec")));
 inline Worker* Worker::running() { return running_worker; }
+
+// What runs at each operation is inlined into the function that the kernel calls: the processor predicts returns by the
+// calls it saw, and after a switch each return is a miss.
+#define EMULATOR_INLINE inline __attribute__((always_inline))
+
+EMULATOR_INLINE void Worker::resume(Lane* next, Context& from) {
+  if (!next) return switch_context(from, host_);
+  if (!next->fiber) start(*next);
+  emulator_thread = next;
+  switch_context(from, next->fiber->context);
+}
+
+EMULATOR_INLINE void Worker::park(Lane& lane) {
+  Lane* next = schedule();
+  if (next != &lane) resume(next, lane.fiber->context);
+}
 
 }  // namespace emulator

@@ -1,0 +1,136 @@
+#include "races.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "worker.h"
+
+namespace emulator {
+
+void Races::start_block(unsigned warps) {
+  epoch_++;
+  warps_.resize(warps);
+  for (Clocks& warp : warps_)
+    for (unsigned i = 0; i < kWarp; i++)
+      for (unsigned j = 0; j < kWarp; j++) warp.clock[i][j] = i == j;
+}
+
+void Races::sync_warp(unsigned warp, unsigned mask) {
+  auto& clock = warps_[warp].clock;
+  uint32_t joined[kWarp] = {};
+  for (unsigned i = 0; i < kWarp; i++)
+    if (mask >> i & 1)
+      for (unsigned j = 0; j < kWarp; j++) joined[j] = std::max(joined[j], clock[i][j]);
+  for (unsigned i = 0; i < kWarp; i++)
+    if (mask >> i & 1) {
+      std::copy(joined, joined + kWarp, clock[i]);
+      clock[i][i]++;
+    }
+}
+
+Races::Byte& Races::byte(Word address) {
+  const Word number = address / kPage;
+  if (number != last_number_) {
+    auto& page = pages_[number];
+    if (!page) page = std::make_unique<Page>();
+    last_number_ = number;
+    last_ = page.get();
+  }
+  return last_->bytes[address % kPage];
+}
+
+bool Races::ordered(const Access& before, unsigned thread) const {
+  if (before.epoch < epoch_ || before.thread == thread) return true;
+  if (before.thread / kWarp != thread / kWarp) return false;
+  return warps_[thread / kWarp].clock[thread % kWarp][before.thread % kWarp] >= before.clock;
+}
+
+const Races::Access* Races::note(Word address, unsigned bytes, bool write, bool atomic, unsigned thread, Word counter) {
+  const uint32_t clock = warps_[thread / kWarp].clock[thread % kWarp][thread % kWarp];
+  const Access now{epoch_, clock, uint16_t(thread), atomic, counter};
+  for (Word a = address; a < address + bytes; a++) {
+    Byte& one = byte(a);
+    if (!(atomic && one.write.atomic) && !ordered(one.write, thread)) return &one.write;
+    if (!write) {
+      if (!one.reads.empty() && one.reads.back().epoch < epoch_) one.reads.clear();
+      if (!one.reads.empty() && one.reads.back().thread == thread)
+        one.reads.back() = now;
+      else
+        one.reads.push_back(now);
+      continue;
+    }
+    for (const Access& read : one.reads)
+      if (!ordered(read, thread)) return &read;
+    one.reads.clear();
+    one.write = now;
+  }
+  return nullptr;
+}
+
+namespace {
+
+void access(const volatile void* address, unsigned long bytes, bool write, bool atomic, void* caller) {
+  Worker* worker = Worker::running();
+  if (worker) worker->note_access(Word(address), unsigned(bytes), write, atomic, Word(caller) - 1);
+}
+
+}  // namespace
+
+// What -fsanitize=thread calls; its own runtime is not linked. Atomics are done here, and race with plain accesses only.
+#define HERE __builtin_return_address(0)
+#define EMULATOR_ACCESS(size)                                                                                        \
+  EMULATOR_EXPORT void __tsan_read##size(void* p) { access(p, size, false, false, HERE); }                           \
+  EMULATOR_EXPORT void __tsan_write##size(void* p) { access(p, size, true, false, HERE); }                           \
+  EMULATOR_EXPORT void __tsan_unaligned_read##size(void* p) { access(p, size, false, false, HERE); }                 \
+  EMULATOR_EXPORT void __tsan_unaligned_write##size(void* p) { access(p, size, true, false, HERE); }
+#define EMULATOR_FETCH(bits, T, name)                                                                                \
+  EMULATOR_EXPORT T __tsan_atomic##bits##_fetch_##name(volatile T* p, T v, int) {                                    \
+    access(p, sizeof(T), true, true, HERE);                                                                          \
+    return __atomic_fetch_##name(p, v, __ATOMIC_RELAXED);                                                            \
+  }
+#define EMULATOR_ATOMICS(bits, T)                                                                                    \
+  EMULATOR_FETCH(bits, T, add)                                                                                       \
+  EMULATOR_FETCH(bits, T, sub)                                                                                       \
+  EMULATOR_FETCH(bits, T, and)                                                                                       \
+  EMULATOR_FETCH(bits, T, or)                                                                                        \
+  EMULATOR_FETCH(bits, T, xor)                                                                                       \
+  EMULATOR_EXPORT T __tsan_atomic##bits##_load(const volatile T* p, int) {                                           \
+    access(p, sizeof(T), true, true, HERE);                                                                          \
+    return __atomic_load_n(p, __ATOMIC_RELAXED);                                                                     \
+  }                                                                                                                  \
+  EMULATOR_EXPORT void __tsan_atomic##bits##_store(volatile T* p, T v, int) {                                        \
+    access(p, sizeof(T), true, true, HERE);                                                                          \
+    __atomic_store_n(p, v, __ATOMIC_RELAXED);                                                                        \
+  }                                                                                                                  \
+  EMULATOR_EXPORT T __tsan_atomic##bits##_exchange(volatile T* p, T v, int) {                                        \
+    access(p, sizeof(T), true, true, HERE);                                                                          \
+    return __atomic_exchange_n(p, v, __ATOMIC_RELAXED);                                                              \
+  }                                                                                                                  \
+  EMULATOR_EXPORT int __tsan_atomic##bits##_compare_exchange_strong(volatile T* p, T* e, T v, int, int) {            \
+    access(p, sizeof(T), true, true, HERE);                                                                          \
+    return __atomic_compare_exchange_n(p, e, v, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);                          \
+  }                                                                                                                  \
+  EMULATOR_EXPORT T __tsan_atomic##bits##_compare_exchange_val(volatile T* p, T e, T v, int, int) {                  \
+    access(p, sizeof(T), true, true, HERE);                                                                          \
+    __atomic_compare_exchange_n(p, &e, v, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);                                \
+    return e;                                                                                                        \
+  }
+
+extern "C" {
+EMULATOR_ACCESS(1)
+EMULATOR_ACCESS(2)
+EMULATOR_ACCESS(4)
+EMULATOR_ACCESS(8)
+EMULATOR_ACCESS(16)
+EMULATOR_ATOMICS(16, unsigned short)
+EMULATOR_ATOMICS(32, unsigned)
+EMULATOR_ATOMICS(64, unsigned long)
+EMULATOR_EXPORT void __tsan_read_range(void* p, unsigned long n) { access(p, n, false, false, HERE); }
+EMULATOR_EXPORT void __tsan_write_range(void* p, unsigned long n) { access(p, n, true, false, HERE); }
+EMULATOR_EXPORT void __tsan_atomic_thread_fence(int) {}
+EMULATOR_EXPORT void __tsan_func_entry(void*) {}
+EMULATOR_EXPORT void __tsan_func_exit() {}
+EMULATOR_EXPORT void __tsan_init() {}
+}
+
+}  // namespace emulator
