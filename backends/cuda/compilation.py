@@ -76,7 +76,7 @@ class Compilation:
     @uncollected()
     def compiled(self, options: Options, programs: Sequence[str] = PROGRAMS) -> Compiled:
         """Programs by their names."""
-        return compiled({name: self.plan(name, options) for name in programs})
+        return compiled({name: self.plan(name, options) for name in programs}, tiles=options.weights != "mapped")
 
     def plan(self, program: str, options: Options) -> Plan:
         form = form_of(program, options)
@@ -85,12 +85,13 @@ class Compilation:
         return plan(self.optimised[form], rows_of(program, options))
 
 
-def compiled(plans: Mapping[str, Plan]) -> Compiled:
-    """Launches and kernels of planned programs; these never run at once, and share the largest arena."""
+def compiled(plans: Mapping[str, Plan], tiles: bool = False) -> Compiled:
+    """Launches and kernels of planned programs; these never run at once, and share the largest arena. tiles: whether
+    products of many rows may be made on tensor cores, in f16."""
     layout, kernels = layout_of(list(plans.values())), dict[str, Kernel]()
     programs = {}
     for name, planned in plans.items():
-        emitter = Emitter(planned, layout)
+        emitter = Emitter(planned, layout, tiles)
         launches = tuple(emitter.launches())
         kernels |= {kernel.name: kernel for kernel in emitter.kernels}
         programs[name] = Program(launches, planned.rows, product(planned.module.outputs[0].shape), planned)

@@ -120,9 +120,7 @@ def checked_cupy() -> Any:
     try:
         count = runtime.getDeviceCount()
     except runtime.CUDARuntimeError as error:
-        raise BrioletteError(
-            f"no usable NVIDIA driver ({error}): install one, or take --backend cpu"
-        ) from None
+        raise BrioletteError(f"no usable NVIDIA driver ({error}): install one, or take --backend cpu") from None
     if count == 0:
         raise BrioletteError("CUDA finds no GPU (CUDA_VISIBLE_DEVICES hides some?): take --backend cpu")
     device = cupy.cuda.Device()

@@ -73,8 +73,8 @@ def _reads(item: Node, arg: Node) -> str:
 class Emitter:
     """The launches of one program."""
 
-    def __init__(self, plan: Plan, layout: Layout):
-        self.plan, self.layout = plan, layout
+    def __init__(self, plan: Plan, layout: Layout, tiles: bool = False):
+        self.plan, self.layout, self.tiles = plan, layout, tiles
         self.weight_at = {item: i for i, item in enumerate(layout.weights)}
         self.staged_at = {item: i for i, item in enumerate(layout.staged)}
         self.plane_at = {(p.slot, p.plane): i for i, p in enumerate(layout.planes)}
@@ -91,8 +91,8 @@ class Emitter:
 
     def step(self, item: Node) -> list[Made]:
         if item.op == "fused":
-            families = {"rows": rows_launch, "linear": product_launch, "experts": product_launch}
-            return [families[item["family"]](item, self)]
+            rows = item["family"] == "rows"
+            return [rows_launch(item, self) if rows else product_launch(item, self, self.tiles)]
         if item.op == "attend":
             return attend_launches(item, self)
         if item.op == "cache_write":

@@ -19,7 +19,7 @@ from ..reading import stored_bytes
 from .compilation import PROGRAMS, Compilation, Compiled, Program, compiled, rows_of, watching
 from .device import Device, open_device
 from .planes import CachePlane
-from .steps import Argument, known, row_stride
+from .steps import Argument, blocks, known, row_stride
 
 name = "cuda"
 I32 = 4
@@ -237,7 +237,7 @@ class _Loaded:
     def launch(self, program: Program, rows: int) -> None:
         sizes = {"T": rows}
         for launch in program.launches:
-            grid = tuple(evaluate(size, sizes) for size in launch.grid)
+            grid = tuple(blocks(size, sizes) for size in launch.grid)
             arguments = [self.address(argument, sizes) for argument in launch.arguments]
             self.device.launch(self.kernels[launch.kernel], (grid[0], grid[1], grid[2]), launch.threads, arguments)
 
@@ -281,9 +281,7 @@ def compilation_of(source: Source | Module) -> Compilation:
     return found
 
 
-def compile(
-    source: Source | Module, weights: Weights, options: Options, device: Device | None = None
-) -> CudaEngine:
+def compile(source: Source | Module, weights: Weights, options: Options, device: Device | None = None) -> CudaEngine:
     """See `base.Backend.compile`; on the GPU, unless another device is given."""
     return CudaEngine(compilation_of(source), weights, options, device or open_device())
 
