@@ -125,9 +125,9 @@ def checked_cupy() -> Any:
         raise BrioletteError("CUDA finds no GPU (CUDA_VISIBLE_DEVICES hides some?): take --backend cpu")
     device = cupy.cuda.Device()
     if int(device.compute_capability) < LEAST:
-        properties = runtime.getDeviceProperties(device.id)
+        name, found = runtime.getDeviceProperties(device.id)["name"].decode(), int(device.compute_capability) / 10
         raise BrioletteError(
-            f"the GPU ({properties['name'].decode()}) has compute capability {int(device.compute_capability) / 10}, and "
+            f"the GPU ({name}) has compute capability {found}, and "
             f"kernels need {LEAST / 10} (Ampere) or newer: take --backend cpu"
         )
     return cupy
