@@ -333,6 +333,15 @@ def test_a_stack_overflow(memory):
         launch_wrong(memory, "recurses")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_loop_without_end(memory, workers):
+    out = memory.alloc(512)
+    args = [memory.upload(np.zeros(1, np.int32)), out]
+    with pytest.raises(emulator.KernelFault, match="the kernel does not end") as caught:
+        module(WRONG).kernel("never_ends").launch((2, 1, 1), (1, 1, 1), args, workers=workers, seconds=0.1)
+    assert abs(caught.value.line - line_of("never_ends")) <= 1
+
+
 def test_a_fault_leaves_the_emulator_usable(memory, draw):
     for workers in (1, 2):
         with pytest.raises(emulator.KernelFault):
@@ -356,6 +365,7 @@ def test_the_same_seed_gives_the_same_order(memory):
         ("\n#include <cstdint>\n", 2, "cstdint"),
         ('extern "C" __global__ void k(int* x) {\n\n  uint8_t y = 3;\n}', 3, "uint8_t"),
         ('extern __shared__ float x[];\nextern "C" __global__ void k() {}', 1, "not allowed outside functions"),
+        ("%s a() { %s float x[]; }\n%s b() { %s int x[]; }" % (("__device__ void", "extern __shared__") * 2), 2, "x"),
     ],
 )
 def test_what_does_not_compile_is_shown_in_the_kernels_lines(source, line, message):

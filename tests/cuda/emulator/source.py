@@ -16,12 +16,15 @@ INCLUDES = (f"-I{build.INCLUDE}", f"-I{build.RUNTIME}")
 
 KERNEL = re.compile(r'extern\s+"C"\s+__global__\s[^;{}()]*?(\w+)\s*\((?!\()')
 # `extern __shared__ float x[];` becomes a pointer to the block's dynamic shared memory. The statement expression keeps
-# it inside functions: at file scope there is no block whose memory it could be.
+# it inside functions: at file scope there is no block whose memory it could be. The declaration in front makes two
+# types of one name an error, as they are for CUDA.
 DYNAMIC = re.compile(
-    r"extern\s+__shared__\s+((?:alignas\s*\(\w+\)|__attribute__\s*\(\(.*?\)\)|\s)*)([\w:\s]+?)\s*\b(\w+)\s*\[\s*\]\s*;"
+    r"extern\s+__shared__\s+(?:alignas\s*\(\w+\)|__attribute__\s*\(\(.*?\)\)|\s)*([\w:\s]+?)\s*\b(\w+)\s*\[\s*\]\s*;"
 )
-POINTER = r"\2* const \3 = ({ reinterpret_cast<\2*>(emulator::emulator_thread->block->dynamic_shared); });"
-
+POINTER = (
+    r"extern \1 dynamic_shared_\2[]; "
+    r"\1* const \2 = ({ reinterpret_cast<\1*>(emulator::emulator_thread->block->dynamic_shared); });"
+)
 # C++ wants alignas in front of what it applies to.
 SHARED = re.compile(r"(?:\bstatic\s+)?\b__shared__\b(?:\s*(alignas\s*\([^()]*\)\s*))?")
 
