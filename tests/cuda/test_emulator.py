@@ -1,6 +1,6 @@
 """The emulator runs correct kernels as numpy computes, and reports what incorrect ones do.
 
-The kernels are emulated/correct.cu and emulated/wrong.cu.
+The kernels are kernels/correct.cu and kernels/wrong.cu.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if emulator.compiler() is None and not os.environ.get("CI"):
     pytest.skip("the emulator needs g++", allow_module_level=True)
 
 HERE = Path(__file__).parent
-CORRECT = (HERE / "emulated/correct.cu").read_text()
-WRONG = (HERE / "emulated/wrong.cu").read_text()
+CORRECT = (HERE / "kernels/correct.cu").read_text()
+WRONG = (HERE / "kernels/wrong.cu").read_text()
 SEEDS = [None, 0, 1, 2]
 
 
@@ -395,7 +395,7 @@ def test_address_sanitizer_in_a_process_of_its_own():
     """It knows the bounds of static shared memory too."""
     program = (
         f"import sys; sys.path.insert(0, {str(HERE)!r}); import emulator, numpy as np\n"
-        f"source = open({str(HERE / 'emulated/wrong.cu')!r}).read()\n"
+        f"source = open({str(HERE / 'kernels/wrong.cu')!r}).read()\n"
         "memory = emulator.Memory(); x, out = memory.upload(np.zeros(128, np.int32)), memory.alloc(512)\n"
         "kernel = emulator.Module(source, 'address').kernel('past_static_shared')\n"
         "kernel.launch((1, 1, 1), (127, 1, 1), [x, out]); print('fine', flush=True)\n"
