@@ -8,7 +8,11 @@ from typing import cast
 from briolette.backends.base import Backend
 from briolette.compiler.errors import BrioletteError
 
-BACKENDS = {"cpu": "briolette.backends.cpu.engine", "reference": "briolette.backends.reference"}
+BACKENDS = {
+    "cpu": "briolette.backends.cpu.engine",
+    "cuda": "briolette.backends.cuda.engine",
+    "reference": "briolette.backends.reference",
+}
 
 
 def backend_named(name: str) -> Backend:

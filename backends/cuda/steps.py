@@ -1,0 +1,64 @@
+"""A launch plan as data: which kernel with which grid, and where its operands lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from briolette.compiler.dims import Dim
+from briolette.compiler.ir import Node
+from briolette.compiler.views import view_of
+
+from .. import formats
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An address: `offset` bytes (which may depend on T) into entry `index` of a table.
+
+    Tables: "arena", "scratch" and "out" (one entry each); "weights", "planes", "capacities" and "staged" (by index);
+    and what a step is given: "tokens", "positions", "slots" (i32 a token) and "rows" (one i32, how many there are).
+    """
+
+    table: str
+    index: int = 0
+    offset: Dim = 0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel call. grid: blocks, of which the sizes may depend on T, the tokens of a step."""
+
+    kernel: str
+    grid: tuple[Dim, Dim, Dim]
+    threads: int
+    arguments: tuple[Argument, ...]
+
+
+class Places(Protocol):
+    """Where the values of a planned program lie."""
+
+    def pointer(self, item: Node) -> Argument:
+        """Where a value, a stored weight or a part of one begins."""
+        ...
+
+    def plane(self, item: Node) -> tuple[Argument, Argument]:
+        """A cache plane, and the positions it holds of each sequence (one i64)."""
+        ...
+
+    def staged(self, weight: Node, ids: Node) -> Argument | None:
+        """The rows of a table that the host gathers for a step's tokens, from those of `ids` on, where the table stays
+        in its memory."""
+        ...
+
+
+def known(dim: Dim) -> int:
+    assert isinstance(dim, int), f"{dim} must be known when the program is compiled"
+    return dim
+
+
+def row_stride(weight: Node) -> int:
+    """Bytes from one row of a stored matrix to the next."""
+    if weight.type.dtype == "f32":
+        return 4 * view_of(weight).strides[-2]
+    return formats.row_bytes(weight.type.dtype, known(weight.shape[-1]))
