@@ -76,6 +76,7 @@ class Kernel:
             races=module.sanitize == "race",
         )
         self._fault = native.Fault()
+        self._shapes: set[tuple[Triple, Triple, int]] = set()  # launched before: a launch costs a few microseconds
 
     def launch(
         self,
@@ -95,7 +96,9 @@ class Kernel:
         repeatable. seconds: processor time after which a launch counts as one that does not end.
         Raises KernelFault for what the kernel does wrong, ValueError for a launch that a GPU would refuse.
         """
-        check_shape(self.name, grid, block, shared_bytes)
+        if (shape := (grid, block, shared_bytes)) not in self._shapes:
+            check_shape(self.name, *shape)
+            self._shapes.add(shape)
         if workers != 1 and self.module.sanitize in ONE_WORKER:
             raise ValueError(f"sanitize={self.module.sanitize!r} runs with one worker")
         if len(args) != len(self._kinds):
