@@ -1,6 +1,6 @@
 """The emulator runs correct kernels as numpy computes, and reports what incorrect ones do.
 
-The kernels are emulated/correct.cu and emulated/wrong.cu.
+The kernels are kernels/correct.cu and kernels/wrong.cu.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if emulator.compiler() is None and not os.environ.get("CI"):
     pytest.skip("the emulator needs g++", allow_module_level=True)
 
 HERE = Path(__file__).parent
-CORRECT = (HERE / "emulated/correct.cu").read_text()
-WRONG = (HERE / "emulated/wrong.cu").read_text()
+CORRECT = (HERE / "kernels/correct.cu").read_text()
+WRONG = (HERE / "kernels/wrong.cu").read_text()
 SEEDS = [None, 0, 1, 2]
 
 
@@ -333,6 +333,15 @@ def test_a_stack_overflow(memory):
         launch_wrong(memory, "recurses")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_loop_without_end(memory, workers):
+    out = memory.alloc(512)
+    args = [memory.upload(np.zeros(1, np.int32)), out]
+    with pytest.raises(emulator.KernelFault, match="the kernel does not end") as caught:
+        module(WRONG).kernel("never_ends").launch((2, 1, 1), (1, 1, 1), args, workers=workers, seconds=0.1)
+    assert abs(caught.value.line - line_of("never_ends")) <= 1
+
+
 def test_a_fault_leaves_the_emulator_usable(memory, draw):
     for workers in (1, 2):
         with pytest.raises(emulator.KernelFault):
@@ -356,6 +365,7 @@ def test_the_same_seed_gives_the_same_order(memory):
         ("\n#include <cstdint>\n", 2, "cstdint"),
         ('extern "C" __global__ void k(int* x) {\n\n  uint8_t y = 3;\n}', 3, "uint8_t"),
         ('extern __shared__ float x[];\nextern "C" __global__ void k() {}', 1, "not allowed outside functions"),
+        ("%s a() { %s float x[]; }\n%s b() { %s int x[]; }" % (("__device__ void", "extern __shared__") * 2), 2, "x"),
     ],
 )
 def test_what_does_not_compile_is_shown_in_the_kernels_lines(source, line, message):
@@ -385,7 +395,7 @@ def test_address_sanitizer_in_a_process_of_its_own():
     """It knows the bounds of static shared memory too."""
     program = (
         f"import sys; sys.path.insert(0, {str(HERE)!r}); import emulator, numpy as np\n"
-        f"source = open({str(HERE / 'emulated/wrong.cu')!r}).read()\n"
+        f"source = open({str(HERE / 'kernels/wrong.cu')!r}).read()\n"
         "memory = emulator.Memory(); x, out = memory.upload(np.zeros(128, np.int32)), memory.alloc(512)\n"
         "kernel = emulator.Module(source, 'address').kernel('past_static_shared')\n"
         "kernel.launch((1, 1, 1), (127, 1, 1), [x, out]); print('fine', flush=True)\n"

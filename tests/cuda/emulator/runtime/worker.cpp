@@ -32,11 +32,6 @@ Worker::Worker() {
 
 Worker::~Worker() { munmap(dynamic_memory_, kDynamic + 2 * kGuard); }
 
-Worker& Worker::here() {
-  static thread_local Worker worker;
-  return worker;
-}
-
 void Worker::prepare(const Launch& launch) {
   launch_ = &launch;
   block_.size = launch.block;

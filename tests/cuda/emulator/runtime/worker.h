@@ -40,8 +40,7 @@ class Worker {
   Worker();
   ~Worker();
 
-  static Worker& here();     // this OS thread's own
-  static Worker* running();  // the one whose kernel runs on this OS thread, or null
+  static Worker* running();  // the one whose kernel runs on this thread of the operating system, or null
 
   // Runs one block; false, with `fault` filled, where it went wrong.
   bool run(const Launch& launch, uint3 index, Word seed, Fault& fault);
