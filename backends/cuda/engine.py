@@ -45,6 +45,7 @@ class CudaEngine:
         self.chunk = options.chunk
         self.inputs = self.alloc("tables", I32 * (1 + 3 * self.chunk))
         self.loaded = _Loaded(self, compilation.compiled(options))
+        self.batches: _Loaded | None = None  # the program for several sequences, when it is first wanted
 
     @property
     def vocabulary(self) -> int:
@@ -79,11 +80,16 @@ class CudaEngine:
     def batch(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> F32Array:
         """See `base.Engine.batch`."""
         rows = checked_rows(tokens, positions, sequences, self.compilation.token_ids, self.options)
-        return self._run("decode", rows) if len(rows) == 1 else self._every(rows)
+        if len(rows) == 1:
+            return self._run("decode", rows)
+        if self.batches is None:
+            self.batches = _Loaded(self, self.compilation.compiled(self.options, ("batch",)))
+        return self._every(rows, "batch")
 
-    def _every(self, rows: TokenRows) -> F32Array:
-        chunk = rows_of("all", self.options)
-        parts = [self._run("all", rows.part(at, chunk)) for at in range(0, len(rows), chunk)]
+    def _every(self, rows: TokenRows, program: str = "all") -> F32Array:
+        """Every token's logits."""
+        chunk = rows_of(program, self.options)
+        parts = [self._run(program, rows.part(at, chunk)) for at in range(0, len(rows), chunk)]
         return np.concatenate(parts)
 
     def values(
@@ -121,9 +127,11 @@ class CudaEngine:
 
     def _run(self, program: str, rows: TokenRows) -> F32Array:
         """Runs a program; gives its logits."""
-        self._call(self.loaded, program, rows)
-        size = self.loaded.programs[program].result_size(len(rows))
-        return self.device.read(self.loaded.out, 4 * size).view(np.float32).reshape(-1, self.vocabulary)
+        loaded = self.batches if program == "batch" else self.loaded
+        assert loaded is not None
+        self._call(loaded, program, rows)
+        size = loaded.programs[program].result_size(len(rows))
+        return self.device.read(loaded.out, 4 * size).view(np.float32).reshape(-1, self.vocabulary)
 
     def _call(self, loaded: _Loaded, program: str, rows: TokenRows) -> None:
         if self.closed:
@@ -239,7 +247,8 @@ class _Loaded:
         for launch in program.launches:
             grid = tuple(blocks(size, sizes) for size in launch.grid)
             arguments = [self.address(argument, sizes) for argument in launch.arguments]
-            self.device.launch(self.kernels[launch.kernel], (grid[0], grid[1], grid[2]), launch.threads, arguments)
+            sized = (grid[0], grid[1], grid[2])
+            self.device.launch(self.kernels[launch.kernel], sized, launch.threads, arguments, launch.shared)
 
     def address(self, argument: Argument, sizes: Mapping[str, int]) -> int:
         return self.tables[argument.table][argument.index] + evaluate(argument.offset, sizes)
