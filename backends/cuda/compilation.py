@@ -19,7 +19,8 @@ from .emit import Emitter, Layout, layout_of
 from .source import Kernel, module_source
 from .steps import Launch
 
-PROGRAMS = ("decode", "prefill", "all")
+# Programs that are compiled together: generation, every token's logits, tokens of several sequences.
+GROUPS = (("decode", "prefill"), ("all",), ("batch",))
 FORM = {"batch": "all"}  # where a program's form has another name
 ALL_LOGITS_CHUNK = 64  # tokens a step when every token's logits are wanted: they are large
 # Formats whose products are made in integers, with the columns that rows must be a multiple of.
@@ -75,7 +76,7 @@ class Compilation:
         self.optimised: dict[Form, Module] = {}
 
     @uncollected()
-    def compiled(self, options: Options, programs: Sequence[str] = PROGRAMS) -> Compiled:
+    def compiled(self, options: Options, programs: Sequence[str]) -> Compiled:
         """Programs by their names."""
         return compiled({name: self.plan(name, options) for name in programs}, tiles=options.weights != "mapped")
 

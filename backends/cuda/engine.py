@@ -16,7 +16,7 @@ from briolette.compiler.views import view_of
 from .. import formats
 from ..base import F32Array, Memory, Options, Source, TokenRows, Weights, checked, checked_rows
 from ..reading import stored_bytes
-from .compilation import PROGRAMS, Compilation, Compiled, Program, compiled, rows_of, watching
+from .compilation import GROUPS, Compilation, Compiled, Program, compiled, rows_of, watching
 from .device import Device, open_device
 from .planes import CachePlane
 from .steps import Argument, blocks, known, row_stride
@@ -44,8 +44,7 @@ class CudaEngine:
         self.stored: dict[Node, int] = {}
         self.chunk = options.chunk
         self.inputs = self.alloc("tables", I32 * (1 + 3 * self.chunk))
-        self.loaded = _Loaded(self, compilation.compiled(options))
-        self.batches: _Loaded | None = None  # the program for several sequences, when it is first wanted
+        self.groups: dict[tuple[str, ...], Loaded] = {}
 
     @property
     def vocabulary(self) -> int:
@@ -82,8 +81,6 @@ class CudaEngine:
         rows = checked_rows(tokens, positions, sequences, self.compilation.token_ids, self.options)
         if len(rows) == 1:
             return self._run("decode", rows)
-        if self.batches is None:
-            self.batches = _Loaded(self, self.compilation.compiled(self.options, ("batch",)))
         return self._every(rows, "batch")
 
     def _every(self, rows: TokenRows, program: str = "all") -> F32Array:
@@ -101,11 +98,11 @@ class CudaEngine:
             rows_of("all", self.options),
         )
         planned = watching(self.compilation.module, tuple(wanted), self.options)
-        loaded = _Loaded(self, compiled({"values": planned}))
+        loaded = Loaded(self, compiled({"values": planned}))
         parts = []
         for at in range(0, len(rows), chunk):
             part = rows.part(at, chunk)
-            self._call(loaded, "values", part)
+            self.call(loaded, "values", part)
             found = [loaded.value(output, len(part)) for output in planned.module.outputs[1:]]
             for i, item in enumerate(wanted):
                 if last and item in last:
@@ -127,13 +124,20 @@ class CudaEngine:
 
     def _run(self, program: str, rows: TokenRows) -> F32Array:
         """Runs a program; gives its logits."""
-        loaded = self.batches if program == "batch" else self.loaded
-        assert loaded is not None
-        self._call(loaded, program, rows)
+        loaded = self.group(program)
+        self.call(loaded, program, rows)
         size = loaded.programs[program].result_size(len(rows))
         return self.device.read(loaded.out, 4 * size).view(np.float32).reshape(-1, self.vocabulary)
 
-    def _call(self, loaded: _Loaded, program: str, rows: TokenRows) -> None:
+    def group(self, program: str) -> Loaded:
+        """The programs that are compiled together with one, when any of them is first wanted."""
+        names = next(names for names in GROUPS if program in names)
+        if names not in self.groups:
+            self.groups[names] = Loaded(self, self.compilation.compiled(self.options, names))
+        return self.groups[names]
+
+    def call(self, loaded: Loaded, program: str, rows: TokenRows) -> None:
+        """Runs a step of a program."""
         if self.closed:
             raise BrioletteError("this engine has been closed")
         self._remember(rows)
@@ -198,7 +202,7 @@ def _decoded(weight: Node, content: NDArray[np.uint8]) -> F32Array:
     return formats.decode(weight.type.dtype, np.ascontiguousarray(content).reshape(-1, width))
 
 
-class _Loaded:
+class Loaded:
     """Programs on the device, with the memory that they share."""
 
     def __init__(self, engine: CudaEngine, made: Compiled):
@@ -302,7 +306,7 @@ def memory(source: Source | Module, cache: str) -> Callable[[Options], Memory]:
     compilation = compilation_of(source)
 
     def of(options: Options) -> Memory:
-        made = compilation.compiled(replace(options, cache=cache), PROGRAMS)
+        made = compilation.compiled(replace(options, cache=cache), GROUPS[0])
         layout = made.layout
         results = max(program.result_size(program.rows) for program in made.programs.values())
         staged = {table["name"]: row_stride(table) for table in layout.staged}
