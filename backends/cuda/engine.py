@@ -103,7 +103,7 @@ class CudaEngine:
         for at in range(0, len(rows), chunk):
             part = rows.part(at, chunk)
             self.call(loaded, "values", part)
-            found = [loaded.value(output, len(part)) for output in planned.module.outputs[1:]]
+            found = [loaded.value("values", output, len(part)) for output in planned.module.outputs[1:]]
             for i, item in enumerate(wanted):
                 if last and item in last:
                     found[i] = found[i][max(0, len(rows) - last[item] - at) :]
@@ -257,12 +257,11 @@ class Loaded:
     def address(self, argument: Argument, sizes: Mapping[str, int]) -> int:
         return self.tables[argument.table][argument.index] + evaluate(argument.offset, sizes)
 
-    def value(self, output: Node, rows: int) -> NDArray[Any]:
-        """What an output after the first was, after a step."""
+    def value(self, program: str, output: Node, rows: int) -> NDArray[Any]:
+        """What an output after the first was, after a step of a program."""
         view = view_of(output)
-        plan = self.programs["values"].plan
-        buffer = plan.buffers.get(view.base)
-        size = buffer.bytes if buffer else 4 * self.programs["values"].result_size(rows)
+        buffer = self.programs[program].plan.buffers.get(view.base)
+        size = buffer.bytes if buffer else 4 * self.programs[program].result_size(rows)
         memory = self.device.read(self.arena + buffer.offset if buffer else self.out, size)
         dtype = np.int32 if output.type.dtype == "i32" else np.float32
         return view.show(memory.view(dtype), {"T": rows}).copy()
