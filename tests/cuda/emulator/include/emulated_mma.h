@@ -58,7 +58,7 @@ inline void multiply(void* const* operands) {
 }
 
 inline double half_value(unsigned short x) {
-  _Float16 h;
+  emulated_half h;
   __builtin_memcpy(&h, &x, sizeof h);
   return double(h);
 }

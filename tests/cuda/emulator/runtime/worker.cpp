@@ -102,23 +102,35 @@ void Worker::abandon() {
   }
 }
 
+// An idle fiber may go on in another thread of the operating system than it was left in, and compilers keep the address of
+// thread-local variables over calls. So what uses such variables is a function that ends before the switch.
 void Worker::lane_main() {
   Worker& worker = *running_worker;
   for (;;) {
-    worker.launch_->entry(worker.launch_->arguments);
+    const Switch next = worker.run_lanes();
+    switch_context(next.from, next.to);
+  }
+}
+
+// Runs the current lane, then those that start after it, until one goes on that waited elsewhere or the block is done.
+__attribute__((noinline)) Worker::Switch Worker::run_lanes() {
+  for (;;) {
+    launch_->entry(launch_->arguments);
     Lane& lane = current();
     lane.warp->exited |= 1u << lane.lane;
-    worker.exited_++;
+    exited_++;
     Fiber* fiber = lane.fiber;
     lane.fiber = nullptr;
-    Lane* next = worker.schedule();
+    Lane* next = schedule();
     if (next && !next->fiber) {
       next->fiber = fiber;
       emulator_thread = next;
       continue;
     }
-    worker.idle_.push_back(fiber);
-    worker.resume(next, fiber->context);
+    idle_.push_back(fiber);
+    if (!next) return {fiber->context, host_};
+    emulator_thread = next;
+    return {fiber->context, next->fiber->context};
   }
 }
 

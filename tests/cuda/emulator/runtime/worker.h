@@ -62,7 +62,12 @@ class Worker {
   char* dynamic_end() const { return dynamic_end_; }
 
  private:
+  struct Switch {
+    Context& from;
+    Context& to;
+  };
   static void lane_main();
+  Switch run_lanes();
   Lane* schedule();
   void start(Lane& lane);
   void resume(Lane* next, Context& from);
