@@ -96,7 +96,7 @@ class Kernel:
         repeatable. seconds: processor time after which a launch counts as one that does not end.
         Raises KernelFault for what the kernel does wrong, ValueError for a launch that a GPU would refuse.
         """
-        if (shape := (grid, block, shared_bytes)) not in self._shapes:
+        if (shape := (tuple(grid), tuple(block), shared_bytes)) not in self._shapes:
             check_shape(self.name, *shape)
             self._shapes.add(shape)
         if workers != 1 and self.module.sanitize in ONE_WORKER:

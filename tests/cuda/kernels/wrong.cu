@@ -28,6 +28,11 @@ extern "C" __global__ void missing_syncwarp(const int* x, int* out) {
   out[threadIdx.x] = other + row[threadIdx.x ^ 1];  // here: missing_syncwarp
 }
 
+// Each block reads what the next one overwrites.
+extern "C" __global__ void blocks_in_place(const int* x, int* out) {
+  if (threadIdx.x < 32) out[32 * blockIdx.x + threadIdx.x] = out[32 * blockIdx.x + threadIdx.x + 32] + 1;  // here: blocks_in_place
+}
+
 extern "C" __global__ void divergent_barrier(const int* x, int* out) {
   if (threadIdx.x < 64) {
     __syncthreads();  // here: one
