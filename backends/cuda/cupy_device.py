@@ -88,10 +88,12 @@ class CupyDevice:
             raise BrioletteError(f"the CUDA compiler refuses the kernels: {error}") from None
         return CupyModule(module)
 
-    def launch(self, kernel: Any, grid: Grid, threads: int, arguments: Sequence[int]) -> None:
+    def launch(self, kernel: Any, grid: Grid, threads: int, arguments: Sequence[int], shared: int = 0) -> None:
         """See `device.Device.launch`."""
+        if shared > kernel.max_dynamic_shared_size_bytes:
+            kernel.max_dynamic_shared_size_bytes = shared  # more than 48 KB must be asked for
         with self.stream:
-            kernel(grid, (threads, 1, 1), tuple(np.uint64(address) for address in arguments))
+            kernel(grid, (threads, 1, 1), tuple(np.uint64(address) for address in arguments), shared_mem=shared)
 
     def graph(self, work: Callable[[], None]) -> Callable[[], None]:
         """See `device.Device.graph`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from briolette.compiler.views import view_of
 from .. import formats
 from ..base import F32Array, Memory, Options, Room, Source, TokenRows, Weights, checked, checked_rows
 from ..reading import stored_bytes
-from .compilation import PROGRAMS, Compilation, Compiled, Program, compiled, rows_of, watching
+from .compilation import GROUPS, Compilation, Compiled, Program, compiled, rows_of, watching
 from .device import Device, open_device
 from .emit import Layout, layout_of
 from .planes import CachePlane
@@ -46,16 +45,8 @@ class CudaEngine:
         self.planes: dict[tuple[int, str], tuple[CachePlane, int]] = {}
         self.stored: dict[Node, int] = {}
         self.chunk = options.chunk
-
-    @cached_property
-    def inputs(self) -> int:
-        """The address of what a step is given."""
-        return self.alloc("tables", I32 * (1 + 3 * self.chunk))
-
-    @cached_property
-    def loaded(self) -> _Loaded:
-        """The programs on the device, with the weights: an engine without weights compiles, too."""
-        return _Loaded(self, self.compilation.compiled(self.options))
+        self.inputs = self.alloc("tables", I32 * (1 + 3 * self.chunk))
+        self.groups: dict[tuple[str, ...], Loaded] = {}
 
     @property
     def vocabulary(self) -> int:
@@ -69,7 +60,7 @@ class CudaEngine:
 
     def prepare(self) -> None:
         """See `base.Engine.prepare`."""
-        _ = self.loaded
+        self.group("decode")
 
     def close(self) -> None:
         """Gives the device's memory back; the engine cannot be used after."""
@@ -94,11 +85,14 @@ class CudaEngine:
     def batch(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> F32Array:
         """See `base.Engine.batch`."""
         rows = checked_rows(tokens, positions, sequences, self.compilation.token_ids, self.options)
-        return self._run("decode", rows) if len(rows) == 1 else self._every(rows)
+        if len(rows) == 1:
+            return self._run("decode", rows)
+        return self._every(rows, "batch")
 
-    def _every(self, rows: TokenRows) -> F32Array:
-        chunk = rows_of("all", self.options)
-        parts = [self._run("all", rows.part(at, chunk)) for at in range(0, len(rows), chunk)]
+    def _every(self, rows: TokenRows, program: str = "all") -> F32Array:
+        """Every token's logits."""
+        chunk = rows_of(program, self.options)
+        parts = [self._run(program, rows.part(at, chunk)) for at in range(0, len(rows), chunk)]
         return np.concatenate(parts)
 
     def values(
@@ -110,12 +104,12 @@ class CudaEngine:
             rows_of("all", self.options),
         )
         planned = watching(self.compilation.module, tuple(wanted), self.options)
-        loaded = _Loaded(self, compiled({"values": planned}))
+        loaded = Loaded(self, compiled({"values": planned}))
         parts = []
         for at in range(0, len(rows), chunk):
             part = rows.part(at, chunk)
-            self._call(loaded, "values", part)
-            found = [loaded.value(output, len(part)) for output in planned.module.outputs[1:]]
+            self.call(loaded, "values", part)
+            found = [loaded.value("values", output, len(part)) for output in planned.module.outputs[1:]]
             for i, item in enumerate(wanted):
                 if last and item in last:
                     found[i] = found[i][max(0, len(rows) - last[item] - at) :]
@@ -136,11 +130,20 @@ class CudaEngine:
 
     def _run(self, program: str, rows: TokenRows) -> F32Array:
         """Runs a program; gives its logits."""
-        self._call(self.loaded, program, rows)
-        size = self.loaded.programs[program].result_size(len(rows))
-        return self.device.read(self.loaded.out, 4 * size).view(np.float32).reshape(-1, self.vocabulary)
+        loaded = self.group(program)
+        self.call(loaded, program, rows)
+        size = loaded.programs[program].result_size(len(rows))
+        return self.device.read(loaded.out, 4 * size).view(np.float32).reshape(-1, self.vocabulary)
 
-    def _call(self, loaded: _Loaded, program: str, rows: TokenRows) -> None:
+    def group(self, program: str) -> Loaded:
+        """The programs that are compiled together with one, when any of them is first wanted."""
+        names = next(names for names in GROUPS if program in names)
+        if names not in self.groups:
+            self.groups[names] = Loaded(self, self.compilation.compiled(self.options, names))
+        return self.groups[names]
+
+    def call(self, loaded: Loaded, program: str, rows: TokenRows) -> None:
+        """Runs a step of a program."""
         if self.closed:
             raise BrioletteError("this engine has been closed")
         self._remember(rows)
@@ -205,7 +208,7 @@ def _decoded(weight: Node, content: NDArray[np.uint8]) -> F32Array:
     return formats.decode(weight.type.dtype, np.ascontiguousarray(content).reshape(-1, width))
 
 
-class _Loaded:
+class Loaded:
     """Programs on the device, with the memory that they share."""
 
     def __init__(self, engine: CudaEngine, made: Compiled):
@@ -254,17 +257,17 @@ class _Loaded:
         for launch in program.launches:
             grid = tuple(blocks(size, sizes) for size in launch.grid)
             arguments = [self.address(argument, sizes) for argument in launch.arguments]
-            self.device.launch(self.kernels[launch.kernel], (grid[0], grid[1], grid[2]), launch.threads, arguments)
+            sized = (grid[0], grid[1], grid[2])
+            self.device.launch(self.kernels[launch.kernel], sized, launch.threads, arguments, launch.shared)
 
     def address(self, argument: Argument, sizes: Mapping[str, int]) -> int:
         return self.tables[argument.table][argument.index] + evaluate(argument.offset, sizes)
 
-    def value(self, output: Node, rows: int) -> NDArray[Any]:
-        """What an output after the first was, after a step."""
+    def value(self, program: str, output: Node, rows: int) -> NDArray[Any]:
+        """What an output after the first was, after a step of a program."""
         view = view_of(output)
-        plan = self.programs["values"].plan
-        buffer = plan.buffers.get(view.base)
-        size = buffer.bytes if buffer else 4 * self.programs["values"].result_size(rows)
+        buffer = self.programs[program].plan.buffers.get(view.base)
+        size = buffer.bytes if buffer else 4 * self.programs[program].result_size(rows)
         memory = self.device.read(self.arena + buffer.offset if buffer else self.out, size)
         dtype = np.int32 if output.type.dtype == "i32" else np.float32
         return view.show(memory.view(dtype), {"T": rows}).copy()
@@ -315,7 +318,7 @@ def memory(source: Source | Module, cache: str) -> Callable[[Options], Memory]:
     def of(options: Options) -> Memory:
         key = replace(options, cache=cache, context=options.chunk, sequences=1, threads=1)  # what programs depend on
         if key not in made:
-            plans = {name: compilation.plan(name, key) for name in PROGRAMS}
+            plans = {name: compilation.plan(name, key) for name in GROUPS[0]}
             results = max(evaluate(product(p.module.outputs[0].shape), {"T": p.rows}) for p in plans.values())
             made[key] = layout_of(list(plans.values())), max(p.arena for p in plans.values()), results
         layout, arena, results = made[key]

@@ -59,8 +59,7 @@ class _Products:
             self.needs[format_source(param.type.dtype)] = None
             self.add(f"const u8* {name}", self.places.pointer(arg))
         elif param.type.dtype == "i32":
-            if param is self.ids:  # an order is for kernels that take an expert's pairs together
-                self.add(f"const int* {name}", self.places.pointer(arg))
+            self.add(f"const int* {name}", self.places.pointer(arg))
         elif param.type.dtype == "q8":
             self.add(f"const u8* {name}", self.places.pointer(arg))
         else:
@@ -105,8 +104,12 @@ class _Products:
         """Bytes to the weights of a row's expert, with a plus behind them."""
         if self.ids is None:
             return ""
-        size = known(base(self.operand[weight]).shape[-2]) * row_stride(self.operand[weight])
-        return f"(i64){self.names[self.ids]}[{self.axes.place(self.operand[self.ids])}] * {size} + "
+        chosen = f"{self.names[self.ids]}[{self.axes.place(self.operand[self.ids])}]"
+        return f"(i64){chosen} * {self.expert_bytes(weight)} + "
+
+    def expert_bytes(self, weight: Node) -> int:
+        arg = self.operand[weight]
+        return known(base(arg).shape[-2]) * row_stride(arg)
 
     def input_row(self) -> str:
         """The row of activations: of experts either the token's or the pair's own."""
@@ -132,39 +135,75 @@ class _Products:
         narrow = all(item.args[1].type.dtype != "f32" for item in self.products)
         whole = self.columns % 32 == 0 and (self.x.type.dtype == "q8" or self.alignment(self.operand[self.x]) == 4)
         quantised = self.x.type.dtype == "q8" or all(i.args[1].type.dtype in PLAIN for i in self.products)
-        return isinstance(self.axes.rows, Affine) and self.ids is None and narrow and whole and quantised
+        # Pairs of a token and an expert are taken together in the order that the compiler has asked for.
+        together = self.ids is None or (self.x.type.dtype == "q8" and len(self.products[0].args) > 3)
+        return isinstance(self.axes.rows, Affine) and narrow and whole and quantised and together
 
     def gemm(self) -> tuple[Launch, Kernel]:
         width = 64 if len(self.products) == 1 else 32
-        shape = self.shape(width)
-        weights = ", ".join(self.names[item.args[1]] for item in self.products)
-        stride = f"{self.input_type()}::ROW_BYTES"
-        if self.x.type.dtype != "q8":
-            stride = str(4 * view_of(self.operand[self.x]).row_stride())
-        rows = self.axes.rows
+        shape, rows = self.shape(width), self.axes.rows
         assert isinstance(rows, Affine)
         factor, constant = rows.terms[0][1], rows.constant
-        self.add("const int* tokens_of_step", Argument("rows"))
+        self.add("const int* tokens", Argument("rows"))
+        weights = ", ".join(self.names[item.args[1]] + self.of_expert(item.args[1]) for item in self.products)
         store = self.stored({item: f"s{i}" for i, item in enumerate(self.products)}, "row", "n")
         sums = [f"const float s{i} = tile.sums[{i}][m_tile][n_tile][part] * most;" for i in range(len(self.products))]
         lines = [
             f"typedef Gemm<{shape}> Tiles;",
             "__shared__ Tiles::Shared own;",
-            "Tiles tile;",
-            f"const int begin = (int)blockIdx.y * {TILE_ROWS}, first = (int)blockIdx.x * {width};",
-            f"const int rows = *tokens_of_step * {factor} + {constant} - begin, outputs = {self.outputs} - first;",
+            f"const int all_rows = *tokens * {factor} + {constant}, first = (int)blockIdx.x * {width};",
+            *(self.tile_of_expert() if self.ids is not None else self.tile_of_rows()),
+            f"const int outputs = {self.outputs} - first;",
             f"const u8* const weights[] = {{{weights}}};",
-            f"const u8* x = (const u8*){self.names[self.x]} + (i64)begin * {stride};",
-            f"tile.run(x, {stride}, rows, weights, first, outputs, own);",
+            "Tiles tile;",
+            "tile.run(x, weights, first, outputs, own);",
             "tile.each(rows, outputs, [&](int near_row, int near_n, int m_tile, int n_tile, int part) {",
-            "  const int row = begin + near_row, n = first + near_n;",
+            f"  const int row = {'order[begin + near_row]' if self.ids is not None else 'begin + near_row'};",
+            "  const int n = first + near_n;",
             "  const float most = own.most[near_row];",
             *(f"  {line}" for line in [*self.axes.declarations(), *sums, *store]),
             "});",
         ]
         kernel = Kernel("gemm", tuple(self.parameters), "\n".join(lines), THREADS, tuple(self.needs))
-        grid = (Parts(self.outputs, width), Parts(rows, TILE_ROWS), 1)
+        # Of each expert's tiles the last one may not be whole.
+        spare = TILE_ROWS * self.experts if self.ids is not None else 0
+        grid = (Parts(self.outputs, width), Parts(rows + spare, TILE_ROWS), 1)
         return Launch(kernel.name, grid, THREADS, tuple(self.arguments)), kernel
+
+    @property
+    def experts(self) -> int:
+        return known(self.products[0].args[1].shape[0])
+
+    def of_expert(self, weight: Node) -> str:
+        """To the weights of a tile's expert."""
+        return "" if self.ids is None else f" + (i64)expert * {self.expert_bytes(weight)}"
+
+    def tile_of_rows(self) -> list[str]:
+        """Rows that follow one another, `begin` the first of them."""
+        name = self.names[self.x]
+        bytes_ = f"{self.input_type()}::ROW_BYTES"
+        if self.x.type.dtype != "q8":
+            bytes_ = str(4 * view_of(self.operand[self.x]).row_stride())
+        return [
+            f"const int begin = (int)blockIdx.y * {TILE_ROWS}, rows = all_rows - begin;",
+            f"const u8* x = (const u8*){name} + (i64)(begin + Tiles::mine(rows)) * {bytes_};",
+        ]
+
+    def tile_of_expert(self) -> list[str]:
+        """Pairs of one expert, `begin` the first of them in the order of experts."""
+        assert self.ids is not None
+        ids, order = self.names[self.ids], self.names[self.products[0].args[3]]
+        own = len(self.x.shape) == len(self.root.shape)
+        row = "pair" if own else f"(pair / {self.root.shape[-2]})"
+        return [
+            f"const int *ids = {ids}, *order = {order};",
+            f"__shared__ int starts[{self.experts + 1}];",
+            "int expert, begin, rows;",
+            f"if (!expert_tile<{self.experts}, {TILE_ROWS}>("
+            "ids, order, all_rows, (int)blockIdx.y, starts, expert, begin, rows)) return;",
+            "const int pair = order[begin + Tiles::mine(rows)];",
+            f"const u8* x = {self.names[self.x]} + (i64){row} * {self.input_type()}::ROW_BYTES;",
+        ]
 
     def shape(self, width: int) -> str:
         """The structure of what tiles are specialised to, among `needs`; its name."""

@@ -39,12 +39,14 @@ Size = Dim | Parts
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel call. grid: blocks, of which the sizes may depend on T, the tokens of a step."""
+    """One kernel call. grid: blocks, of which the sizes may depend on T, the tokens of a step. shared: bytes of memory
+    that a block shares beside what its kernel declares."""
 
     kernel: str
     grid: tuple[Size, Size, Size]
     threads: int
     arguments: tuple[Argument, ...]
+    shared: int = 0
 
 
 class Places(Protocol):

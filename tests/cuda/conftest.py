@@ -12,31 +12,34 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # the helpers that lie beside the tests of this room
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "backends")]  # helpers that lie beside tests, here and of other backends
 
-from briolette.backends.cuda import engine
-from briolette.backends.cuda.device import Device, open_device
+from briolette.backends.cuda import engine  # noqa: E402
+from briolette.backends.cuda.device import Device  # noqa: E402
+
+import devices  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    devices.chosen = config.getoption("--device")
 
 
 @pytest.fixture(scope="session")
-def open_tested(request: pytest.FixtureRequest) -> Callable[[], Device]:
+def open_tested() -> Callable[[], Device]:
     """Opens the device that is tested."""
-    if request.config.getoption("--device") == "cupy":
-        return open_device
-    from emulated import EmulatedDevice
-
-    return EmulatedDevice
+    return devices.opened
 
 
 @pytest.fixture
-def device(open_tested: Callable[[], Device]) -> Device:
-    return open_tested()
+def device() -> Device:
+    return devices.opened()
 
 
 @pytest.fixture
-def cuda(open_tested: Callable[[], Device], monkeypatch: pytest.MonkeyPatch) -> str:
+def cuda(monkeypatch: pytest.MonkeyPatch) -> str:
     """The backend's name, with the tested device as the one that it opens."""
-    monkeypatch.setattr(engine, "open_device", open_tested)
+    monkeypatch.setattr(engine, "open_device", devices.opened)
     return engine.name
 
 

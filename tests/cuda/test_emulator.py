@@ -1,6 +1,6 @@
 """The emulator runs correct kernels as numpy computes, and reports what incorrect ones do.
 
-The kernels are emulated/correct.cu and emulated/wrong.cu.
+The kernels are kernels/correct.cu and kernels/wrong.cu.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if emulator.compiler() is None and not os.environ.get("CI"):
     pytest.skip("the emulator needs g++", allow_module_level=True)
 
 HERE = Path(__file__).parent
-CORRECT = (HERE / "emulated/correct.cu").read_text()
-WRONG = (HERE / "emulated/wrong.cu").read_text()
+CORRECT = (HERE / "kernels/correct.cu").read_text()
+WRONG = (HERE / "kernels/wrong.cu").read_text()
 SEEDS = [None, 0, 1, 2]
 
 
@@ -43,35 +43,45 @@ def draw():
     return np.random.default_rng(20)
 
 
-def run(memory, name, grid, block, inputs, outputs, shared_bytes=0, seeds=SEEDS):
-    """What a correct kernel writes; `outputs` are arrays that hold what was there before. All schedules must agree."""
-    given = [memory.upload(np.asarray(values)) for values in inputs]
-    made = [memory.upload(values) for values in outputs]
-    spans = [(address, values.nbytes) for address, values in zip(made, outputs, strict=True)]
-    kernel = module(CORRECT).kernel(name)
-    emulator.same_on_all_seeds(kernel, grid, block, [*given, *made], spans, shared_bytes, seeds)
-    return [memory.download(a, values.dtype, values.shape) for a, values in zip(made, outputs, strict=True)]
+@pytest.fixture(params=[None, "undefined", "race"])
+def sanitize(request):
+    return request.param
+
+
+@pytest.fixture
+def run(memory, sanitize):
+    """Runs a correct kernel: what it writes. Outputs are arrays of what was there before. Schedules must agree."""
+
+    def run(name, grid, block, inputs, outputs, shared_bytes=0):
+        given = [memory.upload(np.asarray(values)) for values in inputs]
+        made = [memory.upload(values) for values in outputs]
+        spans = [(address, values.nbytes) for address, values in zip(made, outputs, strict=True)]
+        kernel = module(CORRECT, sanitize).kernel(name)
+        emulator.same_on_all_seeds(kernel, grid, block, [*given, *made], spans, shared_bytes, SEEDS)
+        return [memory.download(a, values.dtype, values.shape) for a, values in zip(made, outputs, strict=True)]
+
+    return run
 
 
 def nothing(shape, dtype=np.float32):
     return np.zeros(shape, dtype)
 
 
-def test_shuffles_sum_rows(memory, draw):
+def test_shuffles_sum_rows(run, draw):
     x = draw.standard_normal((7, 1000), np.float32)
-    (out,) = run(memory, "row_sums", (7, 1, 1), (256, 1, 1), [x, np.int32([1000])], [nothing(7)])
+    (out,) = run("row_sums", (7, 1, 1), (256, 1, 1), [x, np.int32([1000])], [nothing(7)])
     np.testing.assert_allclose(out, x.sum(1, dtype=np.float64), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(32, 64), (45, 70), (1, 3)])
-def test_tiles_transpose(memory, draw, rows, columns):
+def test_tiles_transpose(run, draw, rows, columns):
     x = draw.standard_normal((rows, columns), np.float32)
     grid = (-(-columns // 32), -(-rows // 32), 1)
-    (out,) = run(memory, "transpose", grid, (32, 8, 1), [x, np.int32([rows, columns])], [nothing((columns, rows))])
+    (out,) = run("transpose", grid, (32, 8, 1), [x, np.int32([rows, columns])], [nothing((columns, rows))])
     np.testing.assert_array_equal(out, x.T)
 
 
-def test_dot_products_of_bytes(memory, draw):
+def test_dot_products_of_bytes(run, draw):
     rows, blocks = 12, 9
     weights = np.zeros((rows, blocks), np.dtype([("scale", "f2"), ("codes", "i1", 32)]))
     weights["scale"] = draw.standard_normal((rows, blocks))
@@ -79,18 +89,18 @@ def test_dot_products_of_bytes(memory, draw):
     codes = draw.integers(-128, 128, (blocks, 32), np.int8)
     scales = draw.standard_normal(blocks, np.float32)
     inputs = [weights.view(np.uint8), codes, scales, np.int32([blocks])]
-    (out,) = run(memory, "matvec", (3, 1, 1), (32, 4, 1), inputs, [nothing(rows)])
+    (out,) = run("matvec", (3, 1, 1), (32, 4, 1), inputs, [nothing(rows)])
     dots = np.einsum("rbi,bi->rb", weights["codes"].astype(np.int64), codes.astype(np.int64))
     np.testing.assert_allclose(out, (dots * weights["scale"].astype(float) * scales).sum(1), rtol=1e-5)
 
 
-def test_halves_and_bfloat16(memory, draw):
+def test_halves_and_bfloat16(run, draw):
     x = np.concatenate([draw.standard_normal(240), [0, -0.0, 65504, 65520, 1e9, -np.inf, np.nan, 6e-8]] * 2)
     x[:100] *= 10.0 ** draw.integers(-8, 6, 100)
     x = x[: 2 * (x.size // 2)].astype(np.float32)[:488]
     n = x.size // 2
     outputs = [nothing(2 * n, np.uint16), nothing(2 * n, np.uint16), nothing((n, 2)), nothing(2 * n, np.uint16)]
-    half, bfloat, back, fused = run(memory, "narrow", (2, 1, 1), (n // 2, 1, 1), [x], outputs)
+    half, bfloat, back, fused = run("narrow", (2, 1, 1), (n // 2, 1, 1), [x], outputs)
     with np.errstate(over="ignore", invalid="ignore"):
         expected = x.astype(np.float16)
         twice = (expected.astype(np.float64) ** 2 + 1).astype(np.float16)
@@ -109,9 +119,9 @@ def ballot(votes):
     return np.sum(votes.astype(np.int64) << np.arange(votes.size))
 
 
-def test_votes_and_reductions_of_warps(memory, draw):
+def test_votes_and_reductions_of_warps(run, draw):
     x = draw.integers(-99, 100, 96).astype(np.int32)
-    (out,) = run(memory, "votes", (1, 1, 1), (96, 1, 1), [x], [nothing((96, 12), np.uint32)])
+    (out,) = run("votes", (1, 1, 1), (96, 1, 1), [x], [nothing((96, 12), np.uint32)])
     for t in range(96):
         warp, lane = x[t // 32 * 32 : t // 32 * 32 + 32], t % 32
         half = warp[lane // 16 * 16 : lane // 16 * 16 + 16]
@@ -132,39 +142,42 @@ def test_votes_and_reductions_of_warps(memory, draw):
         np.testing.assert_array_equal(out[t], np.array([int(e) & 0xFFFFFFFF for e in expected], np.uint32), str(t))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_atomics(memory, draw, workers):
+def test_atomics(memory, draw, sanitize):
     x = draw.integers(-500, 500, 6 * 128).astype(np.int32)
-    histogram, total, count = (
-        memory.upload(nothing(16, np.int32)),
-        memory.upload(nothing(1)),
-        memory.upload(np.int64([0])),
-    )
-    extremes = memory.upload(np.int32([-1000, 1000, -1, 0]))
-    args = [memory.upload(x), histogram, total, count, extremes]
-    module(CORRECT).kernel("atomics").launch((6, 1, 1), (128, 1, 1), args, workers=workers)
-    np.testing.assert_array_equal(memory.download(histogram, np.int32, 16), np.bincount(x & 15, minlength=16))
-    assert memory.download(total, np.float32, 1) == x.sum()
-    assert memory.download(count, np.int64, 1) == 3 * x.size
-    most, least, first, second = memory.download(extremes, np.int32, 4)
-    assert (most, least) == (x.max(), x.min())
-    assert first == second
-    assert first in x
+    for workers in (1, 2) if sanitize != "race" else (1,):
+        start = [nothing(16, np.int32), nothing(1), np.int64([0]), np.int32([-1000, 1000, -1, 0])]
+        made = [memory.upload(values) for values in start]
+        kernel = module(CORRECT, sanitize).kernel("atomics")
+        kernel.launch((6, 1, 1), (128, 1, 1), [memory.upload(x), *made], workers=workers)
+        found = [memory.download(a, values.dtype, values.shape) for a, values in zip(made, start, strict=True)]
+        histogram, total, count, (most, least, first, second) = found
+        np.testing.assert_array_equal(histogram, np.bincount(x & 15, minlength=16))
+        assert total == x.sum()
+        assert count == 3 * x.size
+        assert (most, least) == (x.max(), x.min())
+        assert first == second
+        assert first in x
 
 
-def test_dynamic_shared_memory(memory, draw):
+def test_the_last_block_sees_what_the_others_wrote(run, draw):
+    x = draw.integers(-99, 99, 6 * 64).astype(np.int32)
+    outputs = [nothing(6, np.int32), nothing(1, np.int32), nothing(1, np.int32)]
+    parts, done, total = run("last_block_sums", (6, 1, 1), (64, 1, 1), [x], outputs)
+    np.testing.assert_array_equal(parts, x.reshape(6, 64).sum(1))
+    assert (done, total) == (0, x.sum())
+
+
+def test_dynamic_shared_memory(run, draw):
     x = draw.standard_normal((5, 200), np.float32)
-    (out,) = run(
-        memory, "softmax", (5, 1, 1), (128, 1, 1), [x, np.int32([200])], [nothing((5, 200))], shared_bytes=4 * 204
-    )
+    (out,) = run("softmax", (5, 1, 1), (128, 1, 1), [x, np.int32([200])], [nothing((5, 200))], shared_bytes=4 * 204)
     e = np.exp(x.astype(np.float64) - x.max(1, keepdims=True))
     np.testing.assert_allclose(out, e / e.sum(1, keepdims=True), rtol=1e-5)
 
 
-def test_integer_intrinsics(memory, draw):
+def test_integer_intrinsics(run, draw):
     x = draw.integers(0, 2**32, (64, 2), np.uint64)
     x[0], x[1] = (0, 0), (1, 2**32 - 1)
-    (out,) = run(memory, "bits", (1, 1, 1), (64, 1, 1), [x.astype(np.uint32)], [nothing((64, 12), np.uint32)])
+    (out,) = run("bits", (1, 1, 1), (64, 1, 1), [x.astype(np.uint32)], [nothing((64, 12), np.uint32)])
 
     def bytes_of(v, kind):
         return np.frombuffer(int(v).to_bytes(4, "little"), kind).astype(np.int64)
@@ -195,9 +208,9 @@ def test_integer_intrinsics(memory, draw):
         np.testing.assert_array_equal(mine, np.array([int(e) & 0xFFFFFFFF for e in expected], np.uint32))
 
 
-def test_every_thread_of_a_grid_runs_once(memory):
+def test_every_thread_of_a_grid_runs_once(run):
     grid, block = (3, 2, 4), (5, 3, 2)
-    (out,) = run(memory, "numbers", grid, block, [], [nothing((24, 30), np.int32)])
+    (out,) = run("numbers", grid, block, [], [nothing((24, 30), np.int32)])
     np.testing.assert_array_equal(out, np.arange(24)[:, None] * 1000 + np.arange(30))
 
 
@@ -210,13 +223,13 @@ def test_scalar_arguments(memory):
         kernel.launch((1, 1, 1), (2, 1, 1), [out])
 
 
-def test_tensor_cores(memory, draw):
+def test_tensor_cores(run, draw):
     a, b = draw.standard_normal((16, 16)).astype(np.float16), draw.standard_normal((16, 8)).astype(np.float16)
-    (out,) = run(memory, "tensor", (1, 1, 1), (32, 1, 1), [a, b], [nothing((16, 8))])
+    (out,) = run("tensor", (1, 1, 1), (32, 1, 1), [a, b], [nothing((16, 8))])
     np.testing.assert_allclose(out, a.astype(float) @ b.astype(float), rtol=1e-6, atol=1e-6)
     a, b = draw.integers(-128, 128, (16, 32), np.int8), draw.integers(-128, 128, (32, 8), np.int8)
     columns = np.ascontiguousarray(b.T)
-    (out,) = run(memory, "tensor_bytes", (1, 1, 1), (32, 1, 1), [a, columns], [nothing((16, 8), np.int32)])
+    (out,) = run("tensor_bytes", (1, 1, 1), (32, 1, 1), [a, columns], [nothing((16, 8), np.int32)])
     np.testing.assert_array_equal(out, a.astype(np.int64) @ b.astype(np.int64))
 
 
@@ -281,7 +294,17 @@ def test_what_instrumented_kernels_do_wrong_is_reported(memory, sanitize, name):
     lines = {line_of(name)} | ({line_of("write")} if name == "missing_barrier" else set())
     assert caught.value.line in lines | ({line_of(name) + 2} if name == "missing_second_barrier" else set())
     if sanitize == "race":
-        assert re.search(r"the access by thread \(\d+, 0, 0\) at kernel.cu:\d+", caught.value.message)
+        assert re.search(r"by thread \(\d+, 0, 0\) of block \(0, 0, 0\) at kernel.cu:\d+", caught.value.message)
+
+
+def test_races_between_blocks(memory):
+    out = memory.upload(np.zeros(32 * 5, np.int32))
+    kernel = module(WRONG, "race").kernel("blocks_in_place")
+    with pytest.raises(emulator.KernelFault, match=r"race: nothing orders this .* of block \(\d, 0, 0\)") as caught:
+        kernel.launch((4, 1, 1), (64, 1, 1), [0, out])
+    assert caught.value.line == line_of("blocks_in_place")
+    for _ in range(2):  # launches are ordered
+        kernel.launch((1, 1, 1), (32, 1, 1), [0, out])
 
 
 def test_a_write_far_from_its_array(memory):
@@ -333,13 +356,22 @@ def test_a_stack_overflow(memory):
         launch_wrong(memory, "recurses")
 
 
-def test_a_fault_leaves_the_emulator_usable(memory, draw):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_loop_without_end(memory, workers):
+    out = memory.alloc(512)
+    args = [memory.upload(np.zeros(1, np.int32)), out]
+    with pytest.raises(emulator.KernelFault, match="the kernel does not end") as caught:
+        module(WRONG).kernel("never_ends").launch((2, 1, 1), (1, 1, 1), args, workers=workers, seconds=0.1)
+    assert abs(caught.value.line - line_of("never_ends")) <= 1
+
+
+def test_a_fault_leaves_the_emulator_usable(memory, run, draw):
     for workers in (1, 2):
         with pytest.raises(emulator.KernelFault):
             module(WRONG).kernel("divergent_barrier").launch(
                 (9, 1, 1), (128, 1, 1), [0, memory.alloc(512)], workers=workers
             )
-        test_shuffles_sum_rows(memory, draw)
+        test_shuffles_sum_rows(run, draw)
 
 
 def test_the_same_seed_gives_the_same_order(memory):
@@ -356,6 +388,7 @@ def test_the_same_seed_gives_the_same_order(memory):
         ("\n#include <cstdint>\n", 2, "cstdint"),
         ('extern "C" __global__ void k(int* x) {\n\n  uint8_t y = 3;\n}', 3, "uint8_t"),
         ('extern __shared__ float x[];\nextern "C" __global__ void k() {}', 1, "not allowed outside functions"),
+        ("%s a() { %s float x[]; }\n%s b() { %s int x[]; }" % (("__device__ void", "extern __shared__") * 2), 2, "x"),
     ],
 )
 def test_what_does_not_compile_is_shown_in_the_kernels_lines(source, line, message):
@@ -385,7 +418,7 @@ def test_address_sanitizer_in_a_process_of_its_own():
     """It knows the bounds of static shared memory too."""
     program = (
         f"import sys; sys.path.insert(0, {str(HERE)!r}); import emulator, numpy as np\n"
-        f"source = open({str(HERE / 'emulated/wrong.cu')!r}).read()\n"
+        f"source = open({str(HERE / 'kernels/wrong.cu')!r}).read()\n"
         "memory = emulator.Memory(); x, out = memory.upload(np.zeros(128, np.int32)), memory.alloc(512)\n"
         "kernel = emulator.Module(source, 'address').kernel('past_static_shared')\n"
         "kernel.launch((1, 1, 1), (127, 1, 1), [x, out]); print('fine', flush=True)\n"

@@ -90,15 +90,21 @@ struct Gemm {
 
   float sums[Shape::PRODUCTS][M_TILES][N_TILES][4];
 
-  // x: where rows begin, `x_bytes` apart; w: the weights of each product, of which rows from `first` on are wanted.
+  // The row of activations that this thread brings to a tile of `rows`, one of two threads that do.
+  static __device__ __forceinline__ int mine(int rows) {
+    const int row = threadIdx.x / 2;
+    return row < rows ? row : rows - 1;
+  }
+
+  // x: this thread's row; w: the weights of each product, of which `outputs` rows from `first` on are wanted.
   __device__ __forceinline__ void run(
-      const u8* x, i64 x_bytes, int rows, const u8* const w[Shape::PRODUCTS], int first, int outputs, Shared& own) {
+      const u8* x, const u8* const w[Shape::PRODUCTS], int first, int outputs, Shared& own) {
 #pragma unroll
     for (int i = 0; i < Shape::PRODUCTS * M_TILES * N_TILES * 4; i++) (&sums[0][0][0][0])[i] = 0.0f;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     // Each thread brings half of a tile's row: of activations, and of weights.
     const int mine = threadIdx.x / 2, side = threadIdx.x % 2;
-    const typename Shape::X input = {(decltype(Shape::X::row))(x + (i64)(mine < rows ? mine : rows - 1) * x_bytes)};
+    const typename Shape::X input = {(decltype(Shape::X::row))x};
     float most = input.template most<Shape::COLUMNS>(side);
     most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
     if (side == 0) own.most[mine] = most;
@@ -164,3 +170,30 @@ struct Gemm {
     ((uint4*)to)[1] = make_uint4(halves[4], halves[5], halves[6], halves[7]);
   }
 };
+
+// Which of an expert's pairs a block takes, of pairs in order of their experts: tiles of EACH, one expert after another.
+// `starts`: shared memory, EXPERTS + 1. False where a block has nothing to do.
+template <int EXPERTS, int EACH>
+__device__ __forceinline__ bool expert_tile(
+    const int* ids, const int* order, int pairs, int block, int* starts, int& expert, int& begin, int& count) {
+  for (int e = threadIdx.x; e <= EXPERTS; e += blockDim.x) {
+    int low = 0, high = pairs;  // the first pair of an expert that is not below e
+    while (low < high) {
+      const int middle = (low + high) / 2;
+      if (ids[order[middle]] < e) low = middle + 1;
+      else high = middle;
+    }
+    starts[e] = low;
+  }
+  __syncthreads();
+  for (int e = 0; e < EXPERTS; e++) {
+    const int tiles = (starts[e + 1] - starts[e] + EACH - 1) / EACH;
+    if (block < tiles) {
+      expert = e, begin = starts[e] + block * EACH;
+      count = starts[e + 1] - begin < EACH ? starts[e + 1] - begin : EACH;
+      return true;
+    }
+    block -= tiles;
+  }
+  return false;
+}

@@ -79,6 +79,8 @@ class Memory:
             )
 
     def _within(self, address: int, nbytes: int) -> None:
+        if self._sizes.get(address, -1) >= nbytes:
+            return
         for start, size in self._sizes.items():
             if start <= address and address + nbytes <= start + size:
                 return

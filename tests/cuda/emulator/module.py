@@ -76,6 +76,7 @@ class Kernel:
             races=module.sanitize == "race",
         )
         self._fault = native.Fault()
+        self._shapes: set[tuple[Triple, Triple, int]] = set()  # launched before: a launch costs a few microseconds
 
     def launch(
         self,
@@ -85,16 +86,19 @@ class Kernel:
         shared_bytes: int = 0,
         seed: int | None = 0,
         workers: int = 1,
+        seconds: float = 60.0,
     ) -> None:
         """Runs the kernel to its end.
 
         grid, block: blocks, and threads a block, along x, y, z. args: one for each parameter: addresses for pointers,
         else numbers. shared_bytes: size of `extern __shared__` memory. seed: draws the order of blocks, warps and
         lanes; None is their natural order. workers: threads that share the blocks; only one makes the order of atomics
-        repeatable.
+        repeatable. seconds: processor time after which a launch counts as one that does not end.
         Raises KernelFault for what the kernel does wrong, ValueError for a launch that a GPU would refuse.
         """
-        check_shape(self.name, grid, block, shared_bytes)
+        if (shape := (tuple(grid), tuple(block), shared_bytes)) not in self._shapes:
+            check_shape(self.name, *shape)
+            self._shapes.add(shape)
         if workers != 1 and self.module.sanitize in ONE_WORKER:
             raise ValueError(f"sanitize={self.module.sanitize!r} runs with one worker")
         if len(args) != len(self._kinds):
@@ -108,7 +112,7 @@ class Kernel:
         launch.grid, launch.block = grid, block
         launch.dynamic_shared_bytes = shared_bytes
         launch.seeded, launch.seed = (0, 0) if seed is None else (1, seed)
-        launch.workers = workers
+        launch.workers, launch.milliseconds = workers, max(1, int(1000 * seconds))
         if self.module._runtime.emulator_launch(launch, self._fault):
             raise self._report()
 

@@ -26,6 +26,7 @@ class Launch(ctypes.Structure):
         ("seed", c_uint64),
         ("seeded", c_int),
         ("workers", c_int),
+        ("milliseconds", c_int),
         ("races", c_int),
     ]
 

@@ -33,7 +33,7 @@ def of_counter(library: Path, counter: int) -> Place | None:
     headers = str(build.HERE)
     for function, where in zip(lines[::2], lines[1::2], strict=False):
         found = re.match(r"(.*):(\d+)", where)
-        if found and not found[1].startswith((headers, "?")):
+        if found and not found[1].startswith((headers, "?")) and not Path(found[1]).name.startswith("<"):
             return Place(Path(found[1]).name, int(found[2]), re.sub(r"emulated_entry_|\(.*", "", function))
     return None
 

@@ -10,11 +10,11 @@ struct __half {
 
   __half() = default;
   constexpr __half(__half_raw raw) : bits(raw.x) {}
-  __half(float x) : bits(emulated_bits<unsigned short>((_Float16)x)) {}
-  __half(double x) : bits(emulated_bits<unsigned short>((_Float16)x)) {}
+  __half(float x) : bits(emulated_bits<unsigned short>((emulated_half)x)) {}
+  __half(double x) : bits(emulated_bits<unsigned short>((emulated_half)x)) {}
   __half(int x) : __half(float(x)) {}
   __half(unsigned x) : __half(float(x)) {}
-  operator float() const { return float(emulated_bits<_Float16>(bits)); }
+  operator float() const { return float(emulated_bits<emulated_half>(bits)); }
   explicit operator __half_raw() const { return __half_raw{bits}; }
 };
 typedef __half half;

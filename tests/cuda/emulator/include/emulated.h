@@ -2,8 +2,13 @@
 // one: what the kernel uses is either declared by these files or an error, here as on a GPU.
 #pragma once
 
-#if __GNUC__ < 12 || !defined(__FLT16_MAX__)
-#error "the emulator needs g++ 12 or newer, for _Float16"
+// The compiler's own 16-bit float: __fp16 on Arm, where g++ 12 knows no _Float16.
+#if defined(__ARM_FP16_FORMAT_IEEE)
+typedef __fp16 emulated_half;
+#elif defined(__FLT16_MAX__) && __GNUC__ >= 12
+typedef _Float16 emulated_half;
+#else
+#error "the emulator needs g++ 12 or newer, on x86-64 or Arm: others have no 16-bit float"
 #endif
 
 #define BRIOLETTE_EMULATED 1

@@ -58,7 +58,7 @@ inline void multiply(void* const* operands) {
 }
 
 inline double half_value(unsigned short x) {
-  _Float16 h;
+  emulated_half h;
   __builtin_memcpy(&h, &x, sizeof h);
   return double(h);
 }
@@ -110,6 +110,10 @@ inline void emulated_ldmatrix(unsigned* registers, int count, const void* row, b
   const bool used = int(emulator::emulator_thread->lane) < 8 * count;
   if (used && reinterpret_cast<emulator::Word>(row) % 16)
     emulator::emulator_fault("misaligned: ldmatrix needs rows at multiples of 16 bytes", BRIOLETTE_HERE);
+  if (used) {  // by the lane that names it, for what watches over memory
+    const uint4 touched = *static_cast<const uint4*>(row);
+    asm volatile("" : : "m"(touched));
+  }
   emulator::MatrixRow mine{row, registers, count, transposed};
   emulator::emulator_collective(emulator::load_matrices, &mine, BRIOLETTE_HERE);
 }

@@ -12,7 +12,7 @@ constexpr size_t kStack = 256 << 10;  // reserved; pages that are never touched 
 
 }  // namespace
 
-#if defined(__x86_64__)
+#if EMULATOR_SWITCH && defined(__x86_64__)
 // Six registers are the callee's to keep. The way back is a jump: a `ret` would be mispredicted each time, for it comes
 // from another stack than the call.
 asm(R"(
@@ -39,7 +39,7 @@ emulator_switch:
   jmp *%rdx
 .size emulator_switch, .-emulator_switch
 )");
-#elif defined(__aarch64__)
+#elif EMULATOR_SWITCH && defined(__aarch64__)
 // x19 to x30 and the low halves of v8 to v15 are the callee's to keep; x30 is where to go on.
 asm(R"(
 .text
@@ -99,12 +99,12 @@ bool Fiber::holds(const void* address) const {
 
 void Fiber::reset(void (*main)()) {
   char* top = memory_ + kGuard + kStack - 64 - number_ % 61 * 256;
-#if defined(__x86_64__)
+#if EMULATOR_SWITCH && defined(__x86_64__)
   void** frame = reinterpret_cast<void**>(top);
   *--frame = nullptr;  // where `main` would return to; it also aligns the stack as after a call
   *--frame = reinterpret_cast<void*>(main);
   context.stack_pointer = frame - 6;
-#elif defined(__aarch64__)
+#elif EMULATOR_SWITCH && defined(__aarch64__)
   void** frame = reinterpret_cast<void**>(top) - 20;
   frame[11] = reinterpret_cast<void*>(main);  // x30
   context.stack_pointer = frame;

@@ -2,14 +2,18 @@
 #pragma once
 #include <cstddef>
 
-#if !defined(__x86_64__) && !defined(__aarch64__)
+// Switched by hand where the code for it is written, else by ucontext, whose switch is a system call.
+// EMULATOR_UCONTEXT takes the latter anyway, to test it.
+#if (defined(__x86_64__) || defined(__aarch64__)) && !defined(EMULATOR_UCONTEXT)
+#define EMULATOR_SWITCH 1
+#else
 #include <ucontext.h>
 #endif
 
 namespace emulator {
 
 // Where a suspended flow of control goes on: the stack pointer, with all registers that a callee keeps stored above it.
-#if defined(__x86_64__) || defined(__aarch64__)
+#if EMULATOR_SWITCH
 struct Context {
   void* stack_pointer = nullptr;
 };
@@ -21,7 +25,7 @@ struct Context {
 
 // Suspends the running flow into `from` and goes on in `to`. The floating point modes are not part of either: they are
 // the same on all fibers of a launch.
-#if defined(__x86_64__) || defined(__aarch64__)
+#if EMULATOR_SWITCH
 extern "C" void emulator_switch(Context* from, Context* to);
 inline void switch_context(Context& from, Context& to) { emulator_switch(&from, &to); }
 #else

@@ -2,6 +2,7 @@
 #include "launch.h"
 
 #include <atomic>
+#include <memory>
 #include <mutex>
 #include <numeric>
 #include <thread>
@@ -59,6 +60,31 @@ struct Order {
   Word block(Word position) const { return Word((first + (unsigned __int128)(step)*position) % count); }
 };
 
+// Workers that no launch uses now: their fibers are ready. They belong to no thread of the operating system.
+class Idle {
+ public:
+  std::unique_ptr<Worker> take() {
+    std::lock_guard<std::mutex> guard(lock_);
+    if (workers_.empty()) return std::make_unique<Worker>();
+    auto worker = std::move(workers_.back());
+    workers_.pop_back();
+    return worker;
+  }
+  void give(std::unique_ptr<Worker> worker) {
+    std::lock_guard<std::mutex> guard(lock_);
+    workers_.push_back(std::move(worker));
+  }
+
+ private:
+  std::mutex lock_;
+  std::vector<std::unique_ptr<Worker>> workers_;
+};
+
+Idle& idle() {
+  static Idle workers;
+  return workers;
+}
+
 struct Progress {
   std::atomic<Word> next{0};
   std::atomic<bool> failed{false};
@@ -69,19 +95,20 @@ struct Progress {
 void run_blocks(const Launch& launch, const Order& order, Progress& progress) {
   AlternateStack stack;
   FlushToZero mode;
-  Worker& worker = Worker::here();
-  worker.prepare(launch);
+  std::unique_ptr<Worker> worker = idle().take();
+  worker->prepare(launch);
   while (!progress.failed.load(std::memory_order_relaxed)) {
     const Word position = progress.next.fetch_add(1, std::memory_order_relaxed);
-    if (position >= order.count) return;
+    if (position >= order.count) break;
     const Word block = order.block(position);
     const uint3 index{unsigned(block % launch.grid.x), unsigned(block / launch.grid.x % launch.grid.y),
                       unsigned(block / launch.grid.x / launch.grid.y)};
     Fault fault{};
-    if (worker.run(launch, index, mixed(launch.seed, block + 3), fault)) continue;
+    if (worker->run(launch, index, mixed(launch.seed, block + 3), fault)) continue;
     std::lock_guard<std::mutex> guard(progress.lock);
     if (!progress.failed.exchange(true)) *progress.fault = fault;
   }
+  idle().give(std::move(worker));
 }
 
 }  // namespace
@@ -92,6 +119,7 @@ extern "C" EMULATOR_EXPORT int emulator_launch(const Launch* launch, Fault* faul
   Progress progress;
   progress.fault = fault;
   Handlers handlers;
+  Alarm alarm(launch->milliseconds);
   std::vector<std::thread> others;
   for (int i = 1; i < launch->workers && Word(i) < order.count; i++)
     others.emplace_back([&] { run_blocks(*launch, order, progress); });

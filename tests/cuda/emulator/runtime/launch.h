@@ -17,6 +17,7 @@ struct Launch {
   Word seed;
   int seeded;   // whether blocks, warps and lanes run in an order drawn from the seed; else in their natural order
   int workers;  // threads of the operating system that share the blocks
+  int milliseconds;  // of the process's time; a launch that takes more is reported
   int races;    // whether the module is instrumented to find races
 };
 

@@ -7,8 +7,11 @@
 
 namespace emulator {
 
-void Races::start_block(unsigned warps) {
+void Races::start_block(uint3 block, unsigned warps) {
   epoch_++;
+  if (epoch_ == launch_epoch_) fences_.clear();
+  fences_.push_back({epoch_, 0});
+  block_ = block;
   warps_.resize(warps);
   for (Clocks& warp : warps_)
     for (unsigned i = 0; i < kWarp; i++)
@@ -39,29 +42,42 @@ Races::Byte& Races::byte(Word address) {
   return last_->bytes[address % kPage];
 }
 
-bool Races::ordered(const Access& before, unsigned thread) const {
-  if (before.epoch < epoch_ || before.thread == thread) return true;
-  if (before.thread / kWarp != thread / kWarp) return false;
-  return warps_[thread / kWarp].clock[thread % kWarp][before.thread % kWarp] >= before.clock;
+bool Races::ordered(const Access& before, const Access& now, bool shared) const {
+  if (before.epoch < launch_epoch_ || (before.atomic && now.atomic)) return true;
+  if (before.epoch < fences_.back().epoch) {  // of an earlier block
+    if (shared) return true;
+    const auto later = std::upper_bound(fences_.begin(), fences_.end(), before.epoch,
+                                        [](uint64_t epoch, const Fence& fence) { return epoch < fence.epoch; });
+    return std::prev(later)->tick > before.tick;
+  }
+  if (before.epoch < epoch_ || before.thread == now.thread) return true;
+  if (before.thread / kWarp != now.thread / kWarp) return false;
+  return warps_[now.thread / kWarp].clock[now.thread % kWarp][before.thread % kWarp] >= before.clock;
 }
 
-const Races::Access* Races::note(Word address, unsigned bytes, bool write, bool atomic, unsigned thread, Word counter) {
+const Races::Access* Races::note(Word address, unsigned bytes, bool shared, bool write, bool atomic, unsigned thread,
+                                 Word counter) {
   const uint32_t clock = warps_[thread / kWarp].clock[thread % kWarp][thread % kWarp];
-  const Access now{epoch_, clock, uint16_t(thread), atomic, counter};
+  const Access now{epoch_, clock, uint16_t(thread), atomic, ++tick_, counter, block_};
   for (Word a = address; a < address + bytes; a++) {
     Byte& one = byte(a);
-    if (!(atomic && one.write.atomic) && !ordered(one.write, thread)) return &one.write;
+    if (!ordered(one.write, now, shared)) return &one.write;
+    if (!one.reads.empty() && one.reads.back().epoch < epoch_) {
+      one.earlier = one.reads.back();
+      one.reads.clear();
+    }
     if (!write) {
-      if (!one.reads.empty() && one.reads.back().epoch < epoch_) one.reads.clear();
       if (!one.reads.empty() && one.reads.back().thread == thread)
         one.reads.back() = now;
       else
         one.reads.push_back(now);
       continue;
     }
+    if (!ordered(one.earlier, now, shared)) return &one.earlier;
     for (const Access& read : one.reads)
-      if (!ordered(read, thread)) return &read;
+      if (!ordered(read, now, shared)) return &read;
     one.reads.clear();
+    one.earlier = Access{};
     one.write = now;
   }
   return nullptr;
@@ -127,7 +143,9 @@ EMULATOR_ATOMICS(32, unsigned)
 EMULATOR_ATOMICS(64, unsigned long)
 EMULATOR_EXPORT void __tsan_read_range(void* p, unsigned long n) { access(p, n, false, false, HERE); }
 EMULATOR_EXPORT void __tsan_write_range(void* p, unsigned long n) { access(p, n, true, false, HERE); }
-EMULATOR_EXPORT void __tsan_atomic_thread_fence(int) {}
+EMULATOR_EXPORT void __tsan_atomic_thread_fence(int) {
+  if (Worker* worker = Worker::running()) worker->note_fence();
+}
 EMULATOR_EXPORT void __tsan_func_entry(void*) {}
 EMULATOR_EXPORT void __tsan_func_exit() {}
 EMULATOR_EXPORT void __tsan_init() {}

@@ -12,7 +12,7 @@
 namespace emulator {
 namespace {
 
-constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGVTALRM};
 constexpr int kCount = sizeof kSignals / sizeof *kSignals;
 
 std::mutex lock;
@@ -35,6 +35,8 @@ void describe(int signal, const siginfo_t* info, const Worker& worker, char* mes
     snprintf(message, size, "integer division by zero, or of the least integer by -1");
   } else if (signal == SIGILL || signal == SIGTRAP) {
     snprintf(message, size, "the kernel trapped");
+  } else if (signal == SIGVTALRM) {
+    snprintf(message, size, "the kernel does not end: a loop without end, or a wait for another block");
   } else if (info->si_code == SI_KERNEL) {
     // The processor names no address where vector instructions need an aligned one, or where bits above 47 are wild.
     snprintf(message, size, "misaligned access of 16 bytes or more, or a wild pointer");
@@ -56,6 +58,7 @@ void handle(int signal, siginfo_t* info, void* context) {
     describe(signal, info, *worker, message, sizeof message);
     worker->escape(message, counter_of(context));
   }
+  if (signal == SIGVTALRM) return;  // on a thread that runs no kernel; the timer strikes again
   // Not a kernel's: what handled it before does so again, when the instruction is repeated on return.
   for (int i = 0; i < kCount; i++)
     if (kSignals[i] == signal) sigaction(signal, &before[i], nullptr);
@@ -77,6 +80,13 @@ Handlers::~Handlers() {
   if (--launches) return;
   for (int i = 0; i < kCount; i++) sigaction(kSignals[i], &before[i], nullptr);
 }
+
+Alarm::Alarm(int milliseconds) {
+  const itimerval ours{{0, 100000}, {milliseconds / 1000, milliseconds % 1000 * 1000}};  // then again each 0.1 s
+  setitimer(ITIMER_VIRTUAL, &ours, &before_);
+}
+
+Alarm::~Alarm() { setitimer(ITIMER_VIRTUAL, &before_, nullptr); }
 
 AlternateStack::AlternateStack() {
   constexpr size_t size = 64 << 10;

@@ -1,5 +1,7 @@
 // Turns a fault of a kernel (a bad address, a division by zero, a trap) into a report of the launch.
 #pragma once
+#include <sys/time.h>
+
 #include <csignal>
 
 namespace emulator {
@@ -9,6 +11,16 @@ class Handlers {
  public:
   Handlers();
   ~Handlers();
+};
+
+// Reports a launch that does not end.
+class Alarm {
+ public:
+  explicit Alarm(int milliseconds);
+  ~Alarm();
+
+ private:
+  itimerval before_;
 };
 
 // Fibers have small stacks, and one that has overflowed has none: handlers run on a stack of their own, one for each

@@ -146,7 +146,9 @@ bool Worker::complete(Warp& warp, unsigned mask) {
   if (operation == Operation::collective) {
     void* operands[kWarp];
     for (unsigned i = 0; i < kWarp; i++) operands[i] = reinterpret_cast<void*>(warp.value[i]);
+    collective_ = true;
     warp.collective[0](operands);
+    collective_ = false;
     return true;
   }
   if (operation == Operation::sync_warp) {

@@ -32,11 +32,6 @@ Worker::Worker() {
 
 Worker::~Worker() { munmap(dynamic_memory_, kDynamic + 2 * kGuard); }
 
-Worker& Worker::here() {
-  static thread_local Worker worker;
-  return worker;
-}
-
 void Worker::prepare(const Launch& launch) {
   launch_ = &launch;
   block_.size = launch.block;
@@ -46,6 +41,7 @@ void Worker::prepare(const Launch& launch) {
   const dim3 size = launch.block;
   if (launch.races && !races_) races_ = std::make_unique<Races>();
   if (!launch.races) races_.reset();
+  if (races_) races_->start_launch();
   if (size.x == laid_out_.x && size.y == laid_out_.y && size.z == laid_out_.z) return;
   laid_out_ = size;
   const unsigned threads = size.x * size.y * size.z;
@@ -75,6 +71,7 @@ bool Worker::run(const Launch& launch, uint3 index, Word seed, Fault& fault) {
   failed_ = false;
   random_state_ = seed;
   arrived_ = exited_ = predicates_ = 0;
+  collective_ = false;
   poison(launch);
   for (size_t w = 0; w < warps_.size(); w++) {
     Warp& warp = warps_[w];
@@ -83,7 +80,7 @@ bool Worker::run(const Launch& launch, uint3 index, Word seed, Fault& fault) {
     memset(warp.site, 0, sizeof warp.site);
     warp_order_[w] = unsigned(w);
   }
-  if (races_) races_->start_block(unsigned(warps_.size()));
+  if (races_) races_->start_block(index, unsigned(warps_.size()));
   escape_ = &escape;
   running_worker = this;
   // The signal mask is not part of it: handlers run with SA_NODEFER.
@@ -107,23 +104,35 @@ void Worker::abandon() {
   }
 }
 
+// An idle fiber may go on in another thread of the operating system than it was left in, and compilers keep the address of
+// thread-local variables over calls. So what uses such variables is a function that ends before the switch.
 void Worker::lane_main() {
   Worker& worker = *running_worker;
   for (;;) {
-    worker.launch_->entry(worker.launch_->arguments);
+    const Switch next = worker.run_lanes();
+    switch_context(next.from, next.to);
+  }
+}
+
+// Runs the current lane, then those that start after it, until one goes on that waited elsewhere or the block is done.
+__attribute__((noinline)) Worker::Switch Worker::run_lanes() {
+  for (;;) {
+    launch_->entry(launch_->arguments);
     Lane& lane = current();
     lane.warp->exited |= 1u << lane.lane;
-    worker.exited_++;
+    exited_++;
     Fiber* fiber = lane.fiber;
     lane.fiber = nullptr;
-    Lane* next = worker.schedule();
+    Lane* next = schedule();
     if (next && !next->fiber) {
       next->fiber = fiber;
       emulator_thread = next;
       continue;
     }
-    worker.idle_.push_back(fiber);
-    worker.resume(next, fiber->context);
+    idle_.push_back(fiber);
+    if (!next) return {fiber->context, host_};
+    emulator_thread = next;
+    return {fiber->context, next->fiber->context};
   }
 }
 
@@ -283,16 +292,28 @@ void Worker::escape(const char* message, Word program_counter) {
   _longjmp(*escape_, 1);
 }
 
+bool Worker::shared(const char* address) const {
+  if (address >= dynamic_memory_ && address < dynamic_end_) return true;
+  const char* start = launch_->shared_anchor() - launch_->shared_before;
+  return address >= start && address < start + launch_->shared_bytes;
+}
+
 void Worker::note_access(Word address, unsigned bytes, bool write, bool atomic, Word counter) {
-  if (!races_ || !fiber() || fiber()->holds(reinterpret_cast<void*>(address))) return;
+  const char* place = reinterpret_cast<const char*>(address);
+  if (!races_ || collective_ || !fiber() || fiber()->holds(place)) return;
   Lane& lane = current();
-  const Races::Access* other = races_->note(address, bytes, write, atomic, unsigned(&lane - lanes_.data()), counter);
+  const unsigned thread = unsigned(&lane - lanes_.data());
+  const Races::Access* other = races_->note(address, bytes, shared(place), write, atomic, thread, counter);
   if (!other) return;
-  const uint3 index = lanes_[other->thread].index;
+  const uint3 index = lanes_[other->thread].index, block = other->block;
   char message[300];
-  snprintf(message, sizeof message, "race: nothing orders this %s and the access by thread (%u, %u, %u)", write ? "write" : "read",
-           index.x, index.y, index.z);
+  snprintf(message, sizeof message, "race: nothing orders this %s and the access by thread (%u, %u, %u) of block (%u, %u, %u)",
+           write ? "write" : "read", index.x, index.y, index.z, block.x, block.y, block.z);
   fail(message, lane.warp->site[lane.lane], counter, other->counter);
+}
+
+void Worker::note_fence() {
+  if (races_) races_->fence();
 }
 
 extern "C" {

@@ -40,8 +40,7 @@ class Worker {
   Worker();
   ~Worker();
 
-  static Worker& here();     // this OS thread's own
-  static Worker* running();  // the one whose kernel runs on this OS thread, or null
+  static Worker* running();  // the one whose kernel runs on this thread of the operating system, or null
 
   // Runs one block; false, with `fault` filled, where it went wrong.
   bool run(const Launch& launch, uint3 index, Word seed, Fault& fault);
@@ -58,12 +57,18 @@ class Worker {
 
   // From instrumented code: reports a race.
   void note_access(Word address, unsigned bytes, bool write, bool atomic, Word counter);
+  void note_fence();
 
   const Fiber* fiber() const;  // the one that runs
   char* dynamic_end() const { return dynamic_end_; }
 
  private:
+  struct Switch {
+    Context& from;
+    Context& to;
+  };
   static void lane_main();
+  Switch run_lanes();
   Lane* schedule();
   void start(Lane& lane);
   void resume(Lane* next, Context& from);
@@ -77,6 +82,7 @@ class Worker {
   void explain_deadlock();
   void abandon();
   void poison(const Launch& launch);
+  bool shared(const char* address) const;
   unsigned random(unsigned below);
 
   Context host_;
@@ -107,6 +113,7 @@ class Worker {
   unsigned released_predicates_ = 0, released_threads_ = 0;
 
   std::unique_ptr<Races> races_;  // only where the module is instrumented
+  bool collective_ = false;       // one lane works for all: what it touches is all lanes' own
 
   char* dynamic_memory_ = nullptr;  // dynamic shared memory ends at a page that may not be touched
   char* dynamic_end_ = nullptr;

@@ -28,6 +28,11 @@ extern "C" __global__ void missing_syncwarp(const int* x, int* out) {
   out[threadIdx.x] = other + row[threadIdx.x ^ 1];  // here: missing_syncwarp
 }
 
+// Each block reads what the next one overwrites.
+extern "C" __global__ void blocks_in_place(const int* x, int* out) {
+  if (threadIdx.x < 32) out[32 * blockIdx.x + threadIdx.x] = out[32 * blockIdx.x + threadIdx.x + 32] + 1;  // here: blocks_in_place
+}
+
 extern "C" __global__ void divergent_barrier(const int* x, int* out) {
   if (threadIdx.x < 64) {
     __syncthreads();  // here: one
@@ -105,9 +110,9 @@ extern "C" __global__ void misaligned_hint(const char* x, int* out) {
 
 extern "C" __global__ void uninitialised_shared(const int* x, float* out) {
   __shared__ float tile[128];
-  extern __shared__ __half row[];
-  if (threadIdx.x == 7) tile[7] = row[7] = __float2half(2.0f);
-  out[threadIdx.x] = tile[threadIdx.x] + __half2float(row[threadIdx.x]);
+  extern __shared__ __half halves[];
+  if (threadIdx.x == 7) tile[7] = halves[7] = __float2half(2.0f);
+  out[threadIdx.x] = tile[threadIdx.x] + __half2float(halves[threadIdx.x]);
 }
 
 // ---- arithmetic
@@ -128,6 +133,13 @@ extern "C" __global__ void recurses(const int* x, int* out) {
   volatile char big[1 << 20];
   big[threadIdx.x] = char(x[threadIdx.x]);  // the line is that of the frame
   out[threadIdx.x] = big[threadIdx.x];
+}
+
+extern "C" __global__ void never_ends(const int* x, int* out) {
+  volatile const int* flag = x;
+  while (*flag == 0) {  // here: never_ends
+  }
+  out[threadIdx.x] = 1;
 }
 
 extern "C" __global__ void asserts(const int* x, int* out) {

@@ -110,6 +110,28 @@ extern "C" __global__ void atomics(const int* x, int* histogram, float* total, u
   if (threadIdx.x < 16) atomicAdd(&histogram[threadIdx.x], mine[threadIdx.x]);
 }
 
+// The last block to finish adds up what each block left: parts, then a count of blocks that starts at 0.
+extern "C" __global__ void last_block_sums(const int* x, int* parts, unsigned* done, int* total) {
+  __shared__ int mine, last;
+  if (threadIdx.x == 0) mine = 0;
+  __syncthreads();
+  atomicAdd(&mine, x[blockIdx.x * blockDim.x + threadIdx.x]);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    parts[blockIdx.x] = mine;
+    __threadfence();
+    last = atomicInc(done, gridDim.x - 1) == gridDim.x - 1;
+  }
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  if (threadIdx.x == 0) {
+    int sum = 0;
+    for (int b = 0; b < int(gridDim.x); b++) sum += parts[b];
+    *total = sum;
+  }
+}
+
 // Softmax of a row in dynamic shared memory: values, then one word for each warp.
 extern "C" __global__ void softmax(const float* x, const int* count, float* out) {
   extern __shared__ __align__(16) float row[];
