@@ -19,6 +19,7 @@ from briolette.backends.cuda.occupancy import LIMITS, occupancy
 from briolette.backends.cuda.traffic import needed, uses
 from briolette.engine.bench.sizes import sizes
 from briolette.engine.cli import app
+from briolette.engine.commands import kernels as commands
 from briolette.engine.source import source_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,9 +53,10 @@ def test_decoding_reads_each_weight_once_and_little_else(name, kv):
     parts: dict[int, list[tuple[int, int]]] = {}
     for use in found:
         for read in use.reads:
-            if (
-                not read.looked_up and len(made.layout.weights[read.weight.index].shape) > 1
-            ):  # norms' are computed again
+            matrix = (
+                len(made.layout.weights[read.weight.index].shape) > 1
+            )  # norms are computed again where they are read
+            if matrix and not read.looked_up:
                 parts.setdefault(read.weight.index, []).append((read.weight.offset, read.bytes))
     for spans in parts.values():
         spans.sort()
@@ -80,7 +82,8 @@ def test_occupancy_by_hand():
     assert all(limits.most == limits.shared - 1024 for limits in LIMITS.values())
 
 
-def test_the_table_and_json_tell_the_same():
+def test_the_table_and_json_tell_the_same(monkeypatch):
+    monkeypatch.setattr(commands, "resources", cache(commands.resources))  # compiles once
     options = (MOE, "--backend", "cuda", "--context", 64, "--bandwidth", 1000)
     found = json.loads(called(*options, "--json").stdout)
     assert found["problem"] is None
