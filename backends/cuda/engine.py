@@ -15,12 +15,14 @@ from briolette.compiler.ir import Module, Node
 from briolette.compiler.views import view_of
 
 from .. import formats
-from ..base import F32Array, Memory, Options, Room, Source, TokenRows, Weights, checked, checked_rows
+from ..base import Choice, F32Array, Memory, Options, Room, Source, TokenRows, Weights, checked, checked_rows
 from ..reading import stored_bytes
+from .choosing import THREADS, WISH_BYTES, can_choose, sample_kernel, wish
 from .compilation import GROUPS, Compilation, Compiled, Program, compiled, rows_of, watching
 from .device import Device, open_device
 from .emit import Layout, layout_of
 from .planes import CachePlane
+from .source import module_source
 from .steps import Argument, blocks, known, row_stride
 
 name = "cuda"
@@ -47,6 +49,7 @@ class CudaEngine:
         self.chunk = options.chunk
         self.inputs = self.alloc("tables", I32 * (1 + 3 * self.chunk))
         self.groups: dict[tuple[str, ...], Loaded] = {}
+        self.chooser: tuple[Any, int, int] | None = None  # the kernel, and where its result and its wish lie
 
     @property
     def vocabulary(self) -> int:
@@ -88,6 +91,22 @@ class CudaEngine:
         if len(rows) == 1:
             return self._run("decode", rows)
         return self._every(rows, "batch")
+
+    def choose(self, token: int, position: int, choice: Choice, sequence: int = 0) -> int | None:
+        """See `base.Chooses.choose`."""
+        if not can_choose(choice):
+            return None
+        rows = checked([token], position, self.compilation.token_ids, self.options, sequence)
+        loaded = self.group("decode")
+        self.call(loaded, "decode", rows)
+        if self.chooser is None:
+            kernel = sample_kernel(self.vocabulary)
+            module = self.device.module(module_source([kernel]))
+            self.chooser = module.kernel(kernel.name), self.alloc("tables", I32), self.alloc("tables", WISH_BYTES)
+        kernel, chosen, wished = self.chooser
+        self.device.write(wished, wish(choice))
+        self.device.launch(kernel, (1, 1, 1), THREADS, [loaded.out, wished, chosen])
+        return int(self.device.read(chosen, I32).view(np.int32)[0])
 
     def _every(self, rows: TokenRows, program: str = "all") -> F32Array:
         """Every token's logits."""

@@ -53,9 +53,7 @@ def test_decoding_reads_each_weight_once_and_little_else(name, kv):
     parts: dict[int, list[tuple[int, int]]] = {}
     for use in found:
         for read in use.reads:
-            matrix = (
-                len(made.layout.weights[read.weight.index].shape) > 1
-            )  # norms are computed again where they are read
+            matrix = len(made.layout.weights[read.weight.index].shape) > 1  # norms are computed again
             if matrix and not read.looked_up:
                 parts.setdefault(read.weight.index, []).append((read.weight.offset, read.bytes))
     for spans in parts.values():
