@@ -54,7 +54,8 @@ BACKENDS = """
 `reference` is numpy: the op's own definition. In `cpu` and `cuda`, kernels of the families `linear`, `experts` and
 `rows` compute what the fuser puts into them; *own* is a kernel by itself; *decomposes* names the ops that an op's
 body is written in; a *view* is read where it lies; an *input* is what a step is given, or lies in the file; *at load*
-is what is made once, when a model is loaded. Kernels of `cuda` have run in an emulator, not on a GPU ([cuda.md](cuda.md)).
+is what is made once, when a model is loaded. Kernels of `cuda` have run in an emulator, not on a GPU:
+[cuda.md](cuda.md).
 """
 FORMATS = """
 ## Ops on weights, by block format
@@ -158,10 +159,9 @@ ON_WEIGHTS = ("embed", "linear", "expert_linear", "dequant")
 
 
 def stored() -> Iterator[str]:
-    yield row(
-        "format", "elements a block", "bytes", "reference", *(f"{on} `{op}`" for on in EMITTERS for op in ON_WEIGHTS)
-    )
-    yield row("---", "---:", "---:", "---", *["---"] * len(ON_WEIGHTS) * len(EMITTERS))
+    columns = [f"{backend} `{op}`" for backend in EMITTERS for op in ON_WEIGHTS]
+    yield row("format", "elements a block", "bytes", "reference", *columns)
+    yield row("---", "---:", "---:", "---", *["---"] * len(columns))
     for name, fmt in formats.FORMATS.items():
         marks = ["yes" if emits(op, name, emit) else "no" for emit in EMITTERS.values() for op in ON_WEIGHTS]
         yield row(f"`{name}`", str(fmt.elements), str(fmt.bytes), "yes", *marks)

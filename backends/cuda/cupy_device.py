@@ -86,6 +86,10 @@ class CupyDevice:
             module.compile()
         except self.cupy.cuda.compiler.CompileException as error:
             raise BrioletteError(f"the CUDA compiler refuses the kernels: {error}") from None
+        except (RuntimeError, OSError) as error:  # CuPy's own errors where NVRTC or the headers are not there
+            raise BrioletteError(
+                f"the CUDA compiler (NVRTC) cannot be used: {error}; pip install 'briolette[cuda]' brings it"
+            ) from None
         return CupyModule(module)
 
     def launch(self, kernel: Any, grid: Grid, threads: int, arguments: Sequence[int], shared: int = 0) -> None:
@@ -103,6 +107,15 @@ class CupyDevice:
             work()
             graph = self.stream.end_capture()
         return lambda: graph.launch(stream=self.stream)
+
+    def time(self, work: Callable[[], None]) -> float:
+        """See `device.Device.time`."""
+        start, stop = self.cupy.cuda.Event(), self.cupy.cuda.Event()
+        start.record(self.stream)
+        work()
+        stop.record(self.stream)
+        stop.synchronize()
+        return float(self.cupy.cuda.get_elapsed_time(start, stop)) / 1e3
 
     def room(self) -> int:
         """See `device.Device.room`."""

@@ -51,6 +51,10 @@ class Device(Protocol):
         """What `work` launches as one thing that can be asked for again and again: a function that does so."""
         ...
 
+    def time(self, work: Callable[[], None]) -> float:
+        """Seconds that the device takes for what `work` launches, by its own clock."""
+        ...
+
     def room(self) -> int:
         """Bytes that can be allocated."""
         ...

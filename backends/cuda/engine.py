@@ -23,7 +23,7 @@ from .device import Device, open_device
 from .emit import Layout, layout_of
 from .planes import CachePlane
 from .source import module_source
-from .steps import Argument, blocks, known, row_stride
+from .steps import Argument, Launch, blocks, known, row_stride
 
 name = "cuda"
 I32 = 4
@@ -272,12 +272,14 @@ class Loaded:
         return self.graphs[program]()
 
     def launch(self, program: Program, rows: int) -> None:
-        sizes = {"T": rows}
         for launch in program.launches:
-            grid = tuple(blocks(size, sizes) for size in launch.grid)
-            arguments = [self.address(argument, sizes) for argument in launch.arguments]
-            sized = (grid[0], grid[1], grid[2])
-            self.device.launch(self.kernels[launch.kernel], sized, launch.threads, arguments, launch.shared)
+            self.start(launch, {"T": rows})
+
+    def start(self, launch: Launch, sizes: Mapping[str, int]) -> None:
+        grid = tuple(blocks(size, sizes) for size in launch.grid)
+        arguments = [self.address(argument, sizes) for argument in launch.arguments]
+        sized = (grid[0], grid[1], grid[2])
+        self.device.launch(self.kernels[launch.kernel], sized, launch.threads, arguments, launch.shared)
 
     def address(self, argument: Argument, sizes: Mapping[str, int]) -> int:
         return self.tables[argument.table][argument.index] + evaluate(argument.offset, sizes)

@@ -35,10 +35,12 @@ def resources(source: str, architecture: int) -> dict[str, Resources]:
         from cupy.cuda import nvrtc
     except ImportError:
         raise BrioletteError("compiling CUDA kernels needs CuPy: pip install 'briolette[cuda]'") from None
-    program = nvrtc.createProgram(source, "kernels.cu", [], [])
-    try:
-        # The options that CuPy's RawModule gives, and a log.
+    try:  # CuPy without its compiler or headers tells so here
+        program = nvrtc.createProgram(source, "kernels.cu", [], [])
         given = core.assemble_cupy_compiler_options(("-std=c++17",))
+    except (RuntimeError, OSError) as error:
+        raise BrioletteError(f"CUDA kernels cannot be compiled: {error}; pip install 'briolette[cuda]'") from None
+    try:  # with the options that CuPy's RawModule gives, and a log
         fixed = ("-ftz=true", f"-arch=sm_{architecture}", "--device-as-default-execution-space")
         nvrtc.compileProgram(program, [*given, *fixed, "--ptxas-options=-v"])
         return parsed(nvrtc.getProgramLog(program))

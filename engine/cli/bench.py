@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from briolette.spec.errors import BrioletteError
+
 from .app import app
-from .options import ENGINE, Chunk, Json, Spec, Weights
+from .options import ENGINE, Backend, Chunk, Json, Spec, Weights
 
 SIZES = ", ".join(sorted(p.name.removesuffix(".json") for p in (files("briolette.spec") / "sizes").iterdir()))
 WHAT = "What is measured"
@@ -27,7 +29,8 @@ def _list(name: str, help: str, *more: str) -> typer.models.OptionInfo:
     "briolette bench model.gguf --prompt 0 --profile\n\n"
     "briolette bench model.gguf --depth 0,4096 --peer llama.cpp\n\n"
     "briolette bench --synthetic gemma4-e2b\n\n"
-    "briolette bench model.gguf --prefill exact,fast --json"
+    "briolette bench model.gguf --prefill exact,fast --json\n\n"
+    "briolette bench model.gguf --backend cuda --depth 0,32768 --kv balanced --profile"
 )
 def bench(
     model: Annotated[
@@ -70,12 +73,13 @@ def bench(
         typer.Option(metavar="PATH", help="The Python that has it; `make peers` makes this one.", rich_help_panel=WHAT),
     ] = ".venv-peers/bin/python",
     as_json: Json = False,
+    backend: Backend = "cpu",
     kv: Annotated[
         str | None,
         typer.Option(
             "--kv",
             "--kv-type",
-            help="Element type of the KV cache: f32, f16 or bf16. (default: f16, but f32 where the weights are)",
+            help="How the KV cache is kept, as of `run`. (default: f16, but f32 where the weights are)",
             rich_help_panel=ENGINE,
             show_default=False,
         ),
@@ -87,7 +91,16 @@ def bench(
     """Measures prefill and decode, beside what this machine could do at most."""
     from ..bench.wanted import Wanted
     from ..commands.bench import bench as command
+    from ..commands.bench import bench_on_device
 
+    if backend == "cuda":
+        if threads or peer is not None:
+            raise BrioletteError("--threads and --peer are of measurements on the CPU: leave them out, or --backend")
+        given = {"kv": kv, "weights": weights, "chunk": chunk, "spec": spec}
+        numbers = Wanted.read(prompt, generate, depth, ["1"], prefill, logits, repetitions)
+        return bench_on_device(model, synthetic, numbers, given, profile, as_json)
+    if backend != "cpu":
+        raise BrioletteError(f"bench measures the backends cpu and cuda, not {backend}")
     command(
         model,
         synthetic,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,6 +60,11 @@ class EmulatedDevice:
                 launch(*call)
 
         return replay
+
+    def time(self, work: Callable[[], None]) -> float:
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin
 
     def room(self) -> int:
         return 1 << 34
