@@ -11,12 +11,13 @@ from briolette.compiler.ir import Module, Node, topological
 from briolette.compiler.pipeline import Form, form_named, optimise
 from briolette.compiler.plan import Plan, plan
 from briolette.compiler.rules.integers import Integers
+from briolette.compiler.rules.quantised_rows import quantised_rows
 
 from .. import formats
 from ..base import Options
 from ..reading import token_ids, vocabulary_of
 from .emit import Emitter, Layout, layout_of
-from .source import Kernel, module_source
+from .source import Kernel, Together, module_source
 from .steps import Launch
 
 # Programs that are compiled together: generation, every token's logits, tokens of several sequences.
@@ -58,7 +59,7 @@ class Compiled:
 
     programs: Mapping[str, Program]
     layout: Layout
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[Kernel | Together, ...]
     arena: int
 
     @property
@@ -83,14 +84,14 @@ class Compilation:
     def plan(self, program: str, options: Options) -> Plan:
         form = form_of(program, options)
         if form not in self.optimised:
-            self.optimised[form] = optimise(self.module, form)
+            self.optimised[form] = quantised_rows(optimise(self.module, form))
         return plan(self.optimised[form], rows_of(program, options))
 
 
 def compiled(plans: Mapping[str, Plan], tiles: bool = False) -> Compiled:
     """Launches and kernels of planned programs; these never run at once, and share the largest arena. tiles: whether
     products of many rows may be made on tensor cores, in f16."""
-    layout, kernels = layout_of(list(plans.values())), dict[str, Kernel]()
+    layout, kernels = layout_of(list(plans.values())), dict[str, Kernel | Together]()
     programs = {}
     for name, planned in plans.items():
         emitter = Emitter(planned, layout, tiles, mixed=name == "batch")
