@@ -62,22 +62,22 @@ const Races::Access* Races::note(Word address, unsigned bytes, bool shared, bool
   for (Word a = address; a < address + bytes; a++) {
     Byte& one = byte(a);
     if (!ordered(one.write, now, shared)) return &one.write;
-    if (!one.reads.empty() && one.reads.back().epoch < epoch_) {
-      one.earlier = one.reads.back();
-      one.reads.clear();
-    }
     if (!write) {
-      if (!one.reads.empty() && one.reads.back().thread == thread)
-        one.reads.back() = now;
-      else
-        one.reads.push_back(now);
+      if (one.read.epoch < epoch_) {
+        one.earlier = one.read;
+        one.reads.clear();
+      } else if (one.read.thread != thread) {
+        one.reads.push_back(one.read);
+      }
+      one.read = now;
       continue;
     }
     if (!ordered(one.earlier, now, shared)) return &one.earlier;
+    if (!ordered(one.read, now, shared)) return &one.read;
     for (const Access& read : one.reads)
       if (!ordered(read, now, shared)) return &read;
     one.reads.clear();
-    one.earlier = Access{};
+    one.read = one.earlier = Access{};
     one.write = now;
   }
   return nullptr;

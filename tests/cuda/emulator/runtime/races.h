@@ -40,8 +40,8 @@ class Races {
   static constexpr unsigned kPage = 1024;
   struct Byte {
     Access write;
-    std::vector<Access> reads;  // since that write, in the current epoch
-    Access earlier;             // the last read before those
+    Access read, earlier;       // since that write: the last read, and the last one of an epoch before its own
+    std::vector<Access> reads;  // others of the epoch of `read`
   };
   struct Page {
     Byte bytes[kPage];
