@@ -7,11 +7,15 @@
 
 namespace emulator {
 
+void Races::start_launch(Word entry) {
+  entry_ = entry;
+  launch_epoch_ = epoch_ + 1;
+  tick_ = 0;
+  blocks_.clear();
+}
+
 void Races::start_block(uint3 block, unsigned warps) {
-  epoch_++;
-  if (epoch_ == launch_epoch_) fences_.clear();
-  fences_.push_back({epoch_, 0});
-  block_ = block;
+  blocks_.push_back({++epoch_, 0, block});
   warps_.resize(warps);
   for (Clocks& warp : warps_)
     for (unsigned i = 0; i < kWarp; i++)
@@ -33,23 +37,25 @@ void Races::sync_warp(unsigned warp, unsigned mask) {
 
 Races::Byte& Races::byte(Word address) {
   const Word number = address / kPage;
-  if (number != last_number_) {
+  const unsigned slot = unsigned(number) % kLately;
+  if (!found_[slot] || lately_[slot] != number) {
     auto& page = pages_[number];
     if (!page) page = std::make_unique<Page>();
-    last_number_ = number;
-    last_ = page.get();
+    lately_[slot] = number;
+    found_[slot] = page.get();
   }
-  return last_->bytes[address % kPage];
+  return found_[slot]->bytes[address % kPage];
+}
+
+const Races::Started& Races::block_at(uint32_t epoch) const {
+  const auto later = std::upper_bound(blocks_.begin(), blocks_.end(), epoch,
+                                      [](uint32_t e, const Started& block) { return e < block.epoch; });
+  return *std::prev(later);
 }
 
 bool Races::ordered(const Access& before, const Access& now, bool shared) const {
   if (before.epoch < launch_epoch_ || (before.atomic && now.atomic)) return true;
-  if (before.epoch < fences_.back().epoch) {  // of an earlier block
-    if (shared) return true;
-    const auto later = std::upper_bound(fences_.begin(), fences_.end(), before.epoch,
-                                        [](uint64_t epoch, const Fence& fence) { return epoch < fence.epoch; });
-    return std::prev(later)->tick > before.tick;
-  }
+  if (before.epoch < blocks_.back().epoch) return shared || block_at(before.epoch).fence > before.tick;
   if (before.epoch < epoch_ || before.thread == now.thread) return true;
   if (before.thread / kWarp != now.thread / kWarp) return false;
   return warps_[now.thread / kWarp].clock[now.thread % kWarp][before.thread % kWarp] >= before.clock;
@@ -58,7 +64,7 @@ bool Races::ordered(const Access& before, const Access& now, bool shared) const 
 const Races::Access* Races::note(Word address, unsigned bytes, bool shared, bool write, bool atomic, unsigned thread,
                                  Word counter) {
   const uint32_t clock = warps_[thread / kWarp].clock[thread % kWarp][thread % kWarp];
-  const Access now{epoch_, clock, uint16_t(thread), atomic, ++tick_, counter, block_};
+  const Access now{epoch_, ++tick_, clock, int32_t(counter - entry_), uint16_t(thread), atomic};
   for (Word a = address; a < address + bytes; a++) {
     Byte& one = byte(a);
     if (!ordered(one.write, now, shared)) return &one.write;

@@ -41,7 +41,7 @@ void Worker::prepare(const Launch& launch) {
   const dim3 size = launch.block;
   if (launch.races && !races_) races_ = std::make_unique<Races>();
   if (!launch.races) races_.reset();
-  if (races_) races_->start_launch();
+  if (races_) races_->start_launch(Word(launch.entry));
   if (size.x == laid_out_.x && size.y == laid_out_.y && size.z == laid_out_.z) return;
   laid_out_ = size;
   const unsigned threads = size.x * size.y * size.z;
@@ -305,11 +305,11 @@ void Worker::note_access(Word address, unsigned bytes, bool write, bool atomic, 
   const unsigned thread = unsigned(&lane - lanes_.data());
   const Races::Access* other = races_->note(address, bytes, shared(place), write, atomic, thread, counter);
   if (!other) return;
-  const uint3 index = lanes_[other->thread].index, block = other->block;
+  const uint3 index = lanes_[other->thread].index, block = races_->block_of(*other);
   char message[300];
   snprintf(message, sizeof message, "race: nothing orders this %s and the access by thread (%u, %u, %u) of block (%u, %u, %u)",
            write ? "write" : "read", index.x, index.y, index.z, block.x, block.y, block.z);
-  fail(message, lane.warp->site[lane.lane], counter, other->counter);
+  fail(message, lane.warp->site[lane.lane], counter, races_->counter_of(*other));
 }
 
 void Worker::note_fence() {
