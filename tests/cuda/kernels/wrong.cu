@@ -6,7 +6,7 @@ constexpr unsigned FULL = 0xffffffffu;
 // ---- barriers
 extern "C" __global__ void missing_barrier(const int* x, int* out) {
   __shared__ int tile[128];
-  tile[threadIdx.x] = x[threadIdx.x];  // here: write
+  tile[threadIdx.x] = x[threadIdx.x];
   out[threadIdx.x] = tile[127 - threadIdx.x];  // here: missing_barrier
 }
 
@@ -26,6 +26,14 @@ extern "C" __global__ void missing_syncwarp(const int* x, int* out) {
   row[threadIdx.x] = x[threadIdx.x];
   const int other = __shfl_xor_sync(FULL, x[threadIdx.x], 1);
   out[threadIdx.x] = other + row[threadIdx.x ^ 1];  // here: missing_syncwarp
+}
+
+// Neighbouring bytes are each thread's own, which is fine; then a word of them is not.
+extern "C" __global__ void bytes_then_words(const int* x, int* out) {
+  __shared__ __align__(4) unsigned char tile[128];
+  tile[threadIdx.x] = (unsigned char)x[threadIdx.x];
+  tile[threadIdx.x]++;
+  out[threadIdx.x] = reinterpret_cast<int*>(tile)[threadIdx.x / 4];  // here: bytes_then_words
 }
 
 // Each block reads what the next one overwrites.

@@ -35,7 +35,7 @@ void Races::sync_warp(unsigned warp, unsigned mask) {
     }
 }
 
-Races::Byte& Races::byte(Word address) {
+Races::Cell& Races::cell(Word address) {
   const Word number = address / kPage;
   const unsigned slot = unsigned(number) % kLately;
   if (!found_[slot] || lately_[slot] != number) {
@@ -44,7 +44,7 @@ Races::Byte& Races::byte(Word address) {
     lately_[slot] = number;
     found_[slot] = page.get();
   }
-  return found_[slot]->bytes[address % kPage];
+  return found_[slot]->cells[address % kPage / kWord];
 }
 
 const Races::Started& Races::block_at(uint32_t epoch) const {
@@ -61,32 +61,50 @@ bool Races::ordered(const Access& before, const Access& now, bool shared) const 
   return warps_[now.thread / kWarp].clock[now.thread % kWarp][before.thread % kWarp] >= before.clock;
 }
 
+// Adds an access to a word's or a byte's history.
+const Races::Access* Races::touch(History& one, const Access& now, bool shared, bool write) const {
+  if (!ordered(one.write, now, shared)) return &one.write;
+  if (!write) {
+    if (one.read.epoch < epoch_) {
+      one.earlier = one.read;
+      one.reads.clear();
+    } else if (one.read.thread != now.thread) {
+      one.reads.push_back(one.read);
+    }
+    one.read = now;
+    return nullptr;
+  }
+  if (!ordered(one.earlier, now, shared)) return &one.earlier;
+  if (!ordered(one.read, now, shared)) return &one.read;
+  for (const Access& read : one.reads)
+    if (!ordered(read, now, shared)) return &read;
+  one.reads.clear();
+  one.read = one.earlier = Access{};
+  one.write = now;
+  return nullptr;
+}
+
 const Races::Access* Races::note(Word address, unsigned bytes, bool shared, bool write, bool atomic, unsigned thread,
                                  Word counter) {
   const uint32_t clock = warps_[thread / kWarp].clock[thread % kWarp][thread % kWarp];
   const Access now{epoch_, ++tick_, clock, int32_t(counter - entry_), uint16_t(thread), atomic};
-  for (Word a = address; a < address + bytes; a++) {
-    Byte& one = byte(a);
-    if (!ordered(one.write, now, shared)) return &one.write;
-    if (!write) {
-      if (one.read.epoch < epoch_) {
-        one.earlier = one.read;
-        one.reads.clear();
-      } else if (one.read.thread != thread) {
-        one.reads.push_back(one.read);
+  const Word end = address + bytes;
+  const Access* other = nullptr;
+  while (address < end && !other) {
+    Cell& one = cell(address);
+    const Word next = std::min(end, address / kWord * kWord + kWord);
+    if (next - address == kWord && !one.bytes) {
+      other = touch(one.whole, now, shared, write);
+    } else {
+      if (!one.bytes) {
+        one.bytes = std::make_unique<std::array<History, kWord>>();
+        one.bytes->fill(one.whole);
       }
-      one.read = now;
-      continue;
+      for (Word a = address; a < next && !other; a++) other = touch((*one.bytes)[a % kWord], now, shared, write);
     }
-    if (!ordered(one.earlier, now, shared)) return &one.earlier;
-    if (!ordered(one.read, now, shared)) return &one.read;
-    for (const Access& read : one.reads)
-      if (!ordered(read, now, shared)) return &read;
-    one.reads.clear();
-    one.read = one.earlier = Access{};
-    one.write = now;
+    address = next;
   }
-  return nullptr;
+  return other;
 }
 
 namespace {

@@ -5,6 +5,7 @@
 // Nothing orders blocks of a launch but __threadfence: what a block did before it is taken for seen by later blocks, as
 // where the last block to finish collects what the others left.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <unordered_map>
@@ -16,7 +17,7 @@ namespace emulator {
 
 class Races {
  public:
-  // Small, for there are three for each byte.
+  // Small, for there are three for each word.
   struct Access {
     uint32_t epoch = 0;   // counts barriers, over all blocks and launches; 0 for no access
     uint32_t tick = 0;    // counts accesses of a launch
@@ -39,14 +40,19 @@ class Races {
   const Access* note(Word address, unsigned bytes, bool shared, bool write, bool atomic, unsigned thread, Word counter);
 
  private:
-  static constexpr unsigned kPage = 1024;
-  struct Byte {
+  static constexpr unsigned kWord = 4, kPage = 1024;  // bytes
+  struct History {
     Access write;
     Access read, earlier;       // since that write: the last read, and the last one of an epoch before its own
     std::vector<Access> reads;  // others of the epoch of `read`
   };
+  // Most accesses are of whole words; what touches a part of one splits it for good.
+  struct Cell {
+    History whole;
+    std::unique_ptr<std::array<History, kWord>> bytes;
+  };
   struct Page {
-    Byte bytes[kPage];
+    Cell cells[kPage / kWord];
   };
   // clock[i][j]: up to which count of lane j its accesses come before lane i's next one.
   struct Clocks {
@@ -60,7 +66,8 @@ class Races {
     uint3 index;
   };
 
-  Byte& byte(Word address);
+  Cell& cell(Word address);
+  const Access* touch(History& one, const Access& now, bool shared, bool write) const;
   bool ordered(const Access& before, const Access& now, bool shared) const;
   const Started& block_at(uint32_t epoch) const;
 
