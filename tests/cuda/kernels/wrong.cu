@@ -38,7 +38,8 @@ extern "C" __global__ void bytes_then_words(const int* x, int* out) {
 
 // Each block reads what the next one overwrites.
 extern "C" __global__ void blocks_in_place(const int* x, int* out) {
-  if (threadIdx.x < 32) out[32 * blockIdx.x + threadIdx.x] = out[32 * blockIdx.x + threadIdx.x + 32] + 1;  // here: blocks_in_place
+  const int i = 32 * blockIdx.x + threadIdx.x;
+  if (threadIdx.x < 32) out[i] = out[i + 32] + 1;  // here: blocks_in_place
 }
 
 extern "C" __global__ void divergent_barrier(const int* x, int* out) {
@@ -77,7 +78,8 @@ extern "C" __global__ void masks_disagree(const int* x, int* out) {
 }
 
 extern "C" __global__ void reads_outside_the_mask(const int* x, int* out) {
-  if ((threadIdx.x & 31) < 16) out[threadIdx.x] = __shfl_sync(0x0000ffffu, x[threadIdx.x], 20);  // here: reads_outside_the_mask
+  if ((threadIdx.x & 31) >= 16) return;
+  out[threadIdx.x] = __shfl_sync(0x0000ffffu, x[threadIdx.x], 20);  // here: reads_outside_the_mask
 }
 
 // ---- memory

@@ -116,44 +116,45 @@ void access(const volatile void* address, unsigned long bytes, bool write, bool 
 
 }  // namespace
 
-// What -fsanitize=thread calls; its own runtime is not linked. Atomics are done here, and race with plain accesses only.
+// What -fsanitize=thread calls; its own runtime is not linked. Atomics are done here, and race with plain accesses
+// only.
 #define HERE __builtin_return_address(0)
-#define EMULATOR_ACCESS(size)                                                                                        \
-  EMULATOR_EXPORT void __tsan_read##size(void* p) { access(p, size, false, false, HERE); }                           \
-  EMULATOR_EXPORT void __tsan_write##size(void* p) { access(p, size, true, false, HERE); }                           \
-  EMULATOR_EXPORT void __tsan_unaligned_read##size(void* p) { access(p, size, false, false, HERE); }                 \
+#define EMULATOR_ACCESS(size)                                                                                          \
+  EMULATOR_EXPORT void __tsan_read##size(void* p) { access(p, size, false, false, HERE); }                             \
+  EMULATOR_EXPORT void __tsan_write##size(void* p) { access(p, size, true, false, HERE); }                             \
+  EMULATOR_EXPORT void __tsan_unaligned_read##size(void* p) { access(p, size, false, false, HERE); }                   \
   EMULATOR_EXPORT void __tsan_unaligned_write##size(void* p) { access(p, size, true, false, HERE); }
-#define EMULATOR_FETCH(bits, T, name)                                                                                \
-  EMULATOR_EXPORT T __tsan_atomic##bits##_fetch_##name(volatile T* p, T v, int) {                                    \
-    access(p, sizeof(T), true, true, HERE);                                                                          \
-    return __atomic_fetch_##name(p, v, __ATOMIC_RELAXED);                                                            \
+#define EMULATOR_FETCH(bits, T, name)                                                                                  \
+  EMULATOR_EXPORT T __tsan_atomic##bits##_fetch_##name(volatile T* p, T v, int) {                                      \
+    access(p, sizeof(T), true, true, HERE);                                                                            \
+    return __atomic_fetch_##name(p, v, __ATOMIC_RELAXED);                                                              \
   }
-#define EMULATOR_ATOMICS(bits, T)                                                                                    \
-  EMULATOR_FETCH(bits, T, add)                                                                                       \
-  EMULATOR_FETCH(bits, T, sub)                                                                                       \
-  EMULATOR_FETCH(bits, T, and)                                                                                       \
-  EMULATOR_FETCH(bits, T, or)                                                                                        \
-  EMULATOR_FETCH(bits, T, xor)                                                                                       \
-  EMULATOR_EXPORT T __tsan_atomic##bits##_load(const volatile T* p, int) {                                           \
-    access(p, sizeof(T), true, true, HERE);                                                                          \
-    return __atomic_load_n(p, __ATOMIC_RELAXED);                                                                     \
-  }                                                                                                                  \
-  EMULATOR_EXPORT void __tsan_atomic##bits##_store(volatile T* p, T v, int) {                                        \
-    access(p, sizeof(T), true, true, HERE);                                                                          \
-    __atomic_store_n(p, v, __ATOMIC_RELAXED);                                                                        \
-  }                                                                                                                  \
-  EMULATOR_EXPORT T __tsan_atomic##bits##_exchange(volatile T* p, T v, int) {                                        \
-    access(p, sizeof(T), true, true, HERE);                                                                          \
-    return __atomic_exchange_n(p, v, __ATOMIC_RELAXED);                                                              \
-  }                                                                                                                  \
-  EMULATOR_EXPORT int __tsan_atomic##bits##_compare_exchange_strong(volatile T* p, T* e, T v, int, int) {            \
-    access(p, sizeof(T), true, true, HERE);                                                                          \
-    return __atomic_compare_exchange_n(p, e, v, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);                          \
-  }                                                                                                                  \
-  EMULATOR_EXPORT T __tsan_atomic##bits##_compare_exchange_val(volatile T* p, T e, T v, int, int) {                  \
-    access(p, sizeof(T), true, true, HERE);                                                                          \
-    __atomic_compare_exchange_n(p, &e, v, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);                                \
-    return e;                                                                                                        \
+#define EMULATOR_ATOMICS(bits, T)                                                                                      \
+  EMULATOR_FETCH(bits, T, add)                                                                                         \
+  EMULATOR_FETCH(bits, T, sub)                                                                                         \
+  EMULATOR_FETCH(bits, T, and)                                                                                         \
+  EMULATOR_FETCH(bits, T, or)                                                                                          \
+  EMULATOR_FETCH(bits, T, xor)                                                                                         \
+  EMULATOR_EXPORT T __tsan_atomic##bits##_load(const volatile T* p, int) {                                             \
+    access(p, sizeof(T), true, true, HERE);                                                                            \
+    return __atomic_load_n(p, __ATOMIC_RELAXED);                                                                       \
+  }                                                                                                                    \
+  EMULATOR_EXPORT void __tsan_atomic##bits##_store(volatile T* p, T v, int) {                                          \
+    access(p, sizeof(T), true, true, HERE);                                                                            \
+    __atomic_store_n(p, v, __ATOMIC_RELAXED);                                                                          \
+  }                                                                                                                    \
+  EMULATOR_EXPORT T __tsan_atomic##bits##_exchange(volatile T* p, T v, int) {                                          \
+    access(p, sizeof(T), true, true, HERE);                                                                            \
+    return __atomic_exchange_n(p, v, __ATOMIC_RELAXED);                                                                \
+  }                                                                                                                    \
+  EMULATOR_EXPORT int __tsan_atomic##bits##_compare_exchange_strong(volatile T* p, T* e, T v, int, int) {              \
+    access(p, sizeof(T), true, true, HERE);                                                                            \
+    return __atomic_compare_exchange_n(p, e, v, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);                            \
+  }                                                                                                                    \
+  EMULATOR_EXPORT T __tsan_atomic##bits##_compare_exchange_val(volatile T* p, T e, T v, int, int) {                    \
+    access(p, sizeof(T), true, true, HERE);                                                                            \
+    __atomic_compare_exchange_n(p, &e, v, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);                                  \
+    return e;                                                                                                          \
   }
 
 extern "C" {

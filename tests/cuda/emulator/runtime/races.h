@@ -1,5 +1,5 @@
-// Finds accesses of two threads to one byte, at least one of them a write, that nothing orders. What the schedule was does
-// not matter.
+// Finds accesses of two threads to one byte, at least one of them a write, that nothing orders. What the schedule was
+// does not matter.
 //
 // Within a block __syncthreads orders, and within a warp __syncwarp. (Shuffles and votes promise no order of memory.)
 // Nothing orders blocks of a launch but __threadfence: what a block did before it is taken for seen by later blocks, as
