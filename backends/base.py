@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,6 +175,30 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a token is to be chosen from logits: the options of `engine.sampling.Sampling`, the tokens that the penalty is
+    for, each once, and a random number from 0 to 1."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    penalty: float
+    recent: tuple[int, ...]
+    random: float
+
+
+@runtime_checkable
+class Chooses(Protocol):
+    """An engine that chooses tokens where its logits are."""
+
+    def choose(self, token: int, position: int, choice: Choice, sequence: int = 0) -> int | None:
+        """Runs one token as `Engine.step` does, and chooses the one after it: -1 where logits are not numbers, None
+        where it cannot, and has not run the token."""
+        ...
 
 
 class Backend(Protocol):

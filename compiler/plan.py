@@ -14,6 +14,7 @@ from .ir import Module, Node, topological, users
 from .ops import OPS, attributes
 
 ALIGN = 64
+LINE = 16  # bytes that a backend may want rows of integers to begin at a multiple of
 SIZES = {"f32": 4, "i32": 4}
 LEAVES = frozenset({"const", "weight", "dequant", "pack", "tokens", "position"})  # dequant and pack are made at load
 
@@ -137,7 +138,8 @@ def _bytes(item: Node, rows: int) -> int:
         given = attributes(item)
         count = evaluate(product(item.shape[:-1]), {"T": rows})
         padded: int = -(-count // given["tile"]) * given["tile"]
-        return quantised_bytes(evaluate(item.shape[-1], {}), given["bits"], given["block"]) * padded
+        row = quantised_bytes(evaluate(item.shape[-1], {}), given["bits"], given["block"])
+        return -(-row // LINE) * LINE * padded
     return SIZES[item.type.dtype] * evaluate(product(item.shape), {"T": rows})
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from briolette.backends.base import PREFILL, WEIGHTS, Engine, Options, Source, Weights
+from briolette.backends.base import PREFILL, WEIGHTS, Chooses, Engine, Options, Source, Weights
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header
 
@@ -21,7 +21,7 @@ from .available import available_memory
 from .backends import backend_named
 from .fitting import fitted
 from .gguf import GgufFile, open_gguf
-from .sampling import Sampler, Sampling, StopStrings
+from .sampling import Sampler, Sampling, StopStrings, not_numbers
 from .source import ModelSource, source_of
 from .tokenizer import Tokenizer
 
@@ -317,10 +317,10 @@ class Model:
         began = clock()
         logits = self.prefill(ids)
         usage.prefill = clock() - began
+        began = clock()
+        token = sampler.pick(logits, ids)
+        usage.decode += clock() - began
         while not usage.finish:
-            began = clock()
-            token = sampler.pick(logits, ids)
-            usage.decode += clock() - began
             if token in self.tokenizer.stop_ids:
                 usage.finish = "stop"
                 break
@@ -335,12 +335,23 @@ class Model:
                 usage.finish = "context"
             else:
                 began = clock()
-                logits = self._append(ids)
+                token = self._next(ids, sampler)
                 usage.decode += clock() - began
                 usage.steps += 1
         rest = "" if stops.matched is not None else stops.push(text.flush()) + stops.flush()
         if rest:
             yield rest
+
+    def _next(self, ids: list[int], sampler: Sampler) -> int:
+        """The token after `ids`, chosen by the engine itself where it can."""
+        if isinstance(self.engine, Chooses) and self.cached == ids[:-1]:
+            found = self.engine.choose(ids[-1], len(self.cached), sampler.choice(ids))
+            if found is not None:
+                if found < 0:
+                    not_numbers()
+                self.cached.append(ids[-1])
+                return found
+        return sampler.pick(self._append(ids), ids)
 
     def _append(self, ids: list[int]) -> NDArray[np.float32]:
         """The logits after tokens of which the cache holds all but the last, unless it was used in between."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from briolette.compiler.codecs import is_codec
 from briolette.compiler.codecs.rotation import signs
+from briolette.compiler.dims import Dim
 from briolette.compiler.ir import Node
 from briolette.compiler.plan import base, writes_cache
 from briolette.compiler.views import heads_lie_together, view_of
 
 from .blocks import codec_source, codec_type, number
 from .source import Kernel, structure_name
-from .steps import Argument, Launch, Places, known
+from .steps import Argument, Launch, Parts, Places, known
 
 THREADS = 128
 TILE = 64  # positions that a block of threads works on at a time
+MANY_ROWS, MANY_THREADS = 32, 256  # of the kernel for many rows: `kernels/attend_many.cuh`
 PARTS = 32  # of what a row sees in decoding: blocks enough for a large GPU, whatever the depth
 
 
@@ -24,8 +28,9 @@ def plane_type(dtype: str, size: int) -> tuple[str, str]:
     return f"PlainPlane<{dtype}, {size}>", ""
 
 
-def attend_launches(item: Node, places: Places) -> list[tuple[Launch, Kernel]]:
-    """Attention in parts, and a kernel that puts them together where there are several."""
+def attend_launches(item: Node, places: Places, tiles: bool) -> list[tuple[Launch, Kernel]]:
+    """Attention of many rows of one sequence on tensor cores, where `tiles` allows f16; else row by row, in decoding in
+    parts, and a kernel that puts these together."""
     q, k, v, pos, *near = item.args
     view = view_of(q)
     assert heads_lie_together(view)
@@ -82,6 +87,8 @@ def attend_launches(item: Node, places: Places) -> list[tuple[Launch, Kernel]]:
     body = f"__shared__ AttendShared<{spec}> own;\nattend_part<{spec}>({names}, own);"
     kernel = Kernel("attend", tuple(given), body, THREADS, needs)
     rows = q.shape[0]
+    if tiles and rows != 1:
+        return [_many(given, names, spec, needs, rows * (heads // groups), groups, constants)]
     launches = [(Launch(kernel.name, (parts, groups, rows), THREADS, tuple(given.values())), kernel)]
     if parts > 1:
         merged = {"const float* scratch": Argument("scratch"), "float* out": places.pointer(item)}
@@ -89,6 +96,30 @@ def attend_launches(item: Node, places: Places) -> list[tuple[Launch, Kernel]]:
         merge = Kernel("attend_merge", tuple(merged), body, THREADS, needs)
         launches.append((Launch(merge.name, (heads, 1, rows), THREADS, tuple(merged.values())), merge))
     return launches
+
+
+def _many(
+    given: Mapping[str, Argument],
+    names: str,
+    spec: str,
+    needs: tuple[str, ...],
+    pairs: Dim,
+    groups: int,
+    constants: Mapping[str, int],
+) -> tuple[Launch, Kernel]:
+    """The kernel for many rows, pairs of a token and one of a group's heads."""
+    taken = {name: argument for name, argument in given.items() if name != "float* scratch"}
+    taken["const int* rows"] = Argument("rows")
+    passed = names.replace(", scratch", ", *rows, memory")
+    body = f"extern __shared__ __align__(16) u8 memory[];\nattend_many<{spec}>({passed});"
+    kernel = Kernel("attend_many", tuple(taken), body, MANY_THREADS, needs)
+    depth, width = -(-constants["QUERY"] // 16) * 16, -(-constants["VALUE"] // 64) * 64
+    # `AttendTiles::Shared`, in its order.
+    tile = max(MANY_ROWS * (depth + 8), width * (MANY_ROWS + 8))
+    halves = MANY_ROWS * (depth + 8) + tile + MANY_ROWS * (MANY_ROWS + 8)
+    shared = 2 * halves + 4 * MANY_ROWS * (MANY_ROWS + 1) + MANY_ROWS * (3 * 4 + 8)
+    grid = (Parts(pairs, MANY_ROWS), groups, 1)
+    return Launch(kernel.name, grid, MANY_THREADS, tuple(taken.values()), shared), kernel
 
 
 def _dtype(plane: Node) -> str:

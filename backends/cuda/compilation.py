@@ -19,7 +19,9 @@ from .emit import Emitter, Layout, layout_of
 from .source import Kernel, module_source
 from .steps import Launch
 
-PROGRAMS = ("decode", "prefill", "all")
+# Programs that are compiled together: generation, every token's logits, tokens of several sequences.
+GROUPS = (("decode", "prefill"), ("all",), ("batch",))
+FORM = {"batch": "all"}  # where a program's form has another name
 ALL_LOGITS_CHUNK = 64  # tokens a step when every token's logits are wanted: they are large
 # Formats whose products are made in integers, with the columns that rows must be a multiple of.
 INTEGERS = tuple((name, max(fmt.elements, 32)) for name, fmt in formats.FORMATS.items() if fmt.quants is not None)
@@ -29,7 +31,7 @@ def form_of(program: str, options: Options) -> Form:
     """What is wanted of the compiler for a program."""
     bits = 8 if options.prefill == "fast" and program != "decode" else 16
     how = None if options.weights == "mapped" else Integers(INTEGERS, bits=bits, stored=True)
-    return form_named(program, options.cache, how)
+    return form_named(FORM.get(program, program), options.cache, how)
 
 
 def rows_of(program: str, options: Options) -> int:
@@ -74,9 +76,9 @@ class Compilation:
         self.optimised: dict[Form, Module] = {}
 
     @uncollected()
-    def compiled(self, options: Options, programs: Sequence[str] = PROGRAMS) -> Compiled:
+    def compiled(self, options: Options, programs: Sequence[str]) -> Compiled:
         """Programs by their names."""
-        return compiled({name: self.plan(name, options) for name in programs})
+        return compiled({name: self.plan(name, options) for name in programs}, tiles=options.weights != "mapped")
 
     def plan(self, program: str, options: Options) -> Plan:
         form = form_of(program, options)
@@ -85,12 +87,13 @@ class Compilation:
         return plan(self.optimised[form], rows_of(program, options))
 
 
-def compiled(plans: Mapping[str, Plan]) -> Compiled:
-    """Launches and kernels of planned programs; these never run at once, and share the largest arena."""
+def compiled(plans: Mapping[str, Plan], tiles: bool = False) -> Compiled:
+    """Launches and kernels of planned programs; these never run at once, and share the largest arena. tiles: whether
+    products of many rows may be made on tensor cores, in f16."""
     layout, kernels = layout_of(list(plans.values())), dict[str, Kernel]()
     programs = {}
     for name, planned in plans.items():
-        emitter = Emitter(planned, layout)
+        emitter = Emitter(planned, layout, tiles, mixed=name == "batch")
         launches = tuple(emitter.launches())
         kernels |= {kernel.name: kernel for kernel in emitter.kernels}
         programs[name] = Program(launches, planned.rows, product(planned.module.outputs[0].shape), planned)

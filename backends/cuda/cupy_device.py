@@ -88,10 +88,12 @@ class CupyDevice:
             raise BrioletteError(f"the CUDA compiler refuses the kernels: {error}") from None
         return CupyModule(module)
 
-    def launch(self, kernel: Any, grid: Grid, threads: int, arguments: Sequence[int]) -> None:
+    def launch(self, kernel: Any, grid: Grid, threads: int, arguments: Sequence[int], shared: int = 0) -> None:
         """See `device.Device.launch`."""
+        if shared > kernel.max_dynamic_shared_size_bytes:
+            kernel.max_dynamic_shared_size_bytes = shared  # more than 48 KB must be asked for
         with self.stream:
-            kernel(grid, (threads, 1, 1), tuple(np.uint64(address) for address in arguments))
+            kernel(grid, (threads, 1, 1), tuple(np.uint64(address) for address in arguments), shared_mem=shared)
 
     def graph(self, work: Callable[[], None]) -> Callable[[], None]:
         """See `device.Device.graph`."""
@@ -120,16 +122,14 @@ def checked_cupy() -> Any:
     try:
         count = runtime.getDeviceCount()
     except runtime.CUDARuntimeError as error:
-        raise BrioletteError(
-            f"no usable NVIDIA driver ({error}): install one, or take --backend cpu"
-        ) from None
+        raise BrioletteError(f"no usable NVIDIA driver ({error}): install one, or take --backend cpu") from None
     if count == 0:
         raise BrioletteError("CUDA finds no GPU (CUDA_VISIBLE_DEVICES hides some?): take --backend cpu")
     device = cupy.cuda.Device()
     if int(device.compute_capability) < LEAST:
-        properties = runtime.getDeviceProperties(device.id)
+        name, found = runtime.getDeviceProperties(device.id)["name"].decode(), int(device.compute_capability) / 10
         raise BrioletteError(
-            f"the GPU ({properties['name'].decode()}) has compute capability {int(device.compute_capability) / 10}, and "
+            f"the GPU ({name}) has compute capability {found}, and "
             f"kernels need {LEAST / 10} (Ampere) or newer: take --backend cpu"
         )
     return cupy

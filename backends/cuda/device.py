@@ -43,8 +43,8 @@ class Device(Protocol):
         """Compiles C++. Raises BrioletteError with the compiler's words."""
         ...
 
-    def launch(self, kernel: Any, grid: Grid, threads: int, arguments: Sequence[int]) -> None:
-        """Calls a kernel with addresses."""
+    def launch(self, kernel: Any, grid: Grid, threads: int, arguments: Sequence[int], shared: int = 0) -> None:
+        """Calls a kernel with addresses, and so many bytes of shared memory beside what it declares."""
         ...
 
     def graph(self, work: Callable[[], None]) -> Callable[[], None]:

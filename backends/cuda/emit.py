@@ -73,8 +73,10 @@ def _reads(item: Node, arg: Node) -> str:
 class Emitter:
     """The launches of one program."""
 
-    def __init__(self, plan: Plan, layout: Layout):
-        self.plan, self.layout = plan, layout
+    def __init__(self, plan: Plan, layout: Layout, tiles: bool = False, mixed: bool = False):
+        """tiles: whether products of many rows may be made in f16; mixed: whether a step's rows may be of several
+        sequences."""
+        self.plan, self.layout, self.tiles, self.mixed = plan, layout, tiles, mixed
         self.weight_at = {item: i for i, item in enumerate(layout.weights)}
         self.staged_at = {item: i for i, item in enumerate(layout.staged)}
         self.plane_at = {(p.slot, p.plane): i for i, p in enumerate(layout.planes)}
@@ -91,10 +93,10 @@ class Emitter:
 
     def step(self, item: Node) -> list[Made]:
         if item.op == "fused":
-            families = {"rows": rows_launch, "linear": product_launch, "experts": product_launch}
-            return [families[item["family"]](item, self)]
+            rows = item["family"] == "rows"
+            return [rows_launch(item, self) if rows else product_launch(item, self, self.tiles)]
         if item.op == "attend":
-            return attend_launches(item, self)
+            return attend_launches(item, self, self.tiles and not self.mixed)
         if item.op == "cache_write":
             return [encode_launch(item, self)]
         made: Callable[[Node], Made] = getattr(self, item.op)

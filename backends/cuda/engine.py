@@ -14,12 +14,14 @@ from briolette.compiler.ir import Module, Node
 from briolette.compiler.views import view_of
 
 from .. import formats
-from ..base import F32Array, Memory, Options, Source, TokenRows, Weights, checked, checked_rows
+from ..base import Choice, F32Array, Memory, Options, Source, TokenRows, Weights, checked, checked_rows
 from ..reading import stored_bytes
-from .compilation import PROGRAMS, Compilation, Compiled, Program, compiled, rows_of, watching
+from .choosing import THREADS, WISH_BYTES, can_choose, sample_kernel, wish
+from .compilation import GROUPS, Compilation, Compiled, Program, compiled, rows_of, watching
 from .device import Device, open_device
 from .planes import CachePlane
-from .steps import Argument, known, row_stride
+from .source import module_source
+from .steps import Argument, blocks, known, row_stride
 
 name = "cuda"
 I32 = 4
@@ -44,7 +46,8 @@ class CudaEngine:
         self.stored: dict[Node, int] = {}
         self.chunk = options.chunk
         self.inputs = self.alloc("tables", I32 * (1 + 3 * self.chunk))
-        self.loaded = _Loaded(self, compilation.compiled(options))
+        self.groups: dict[tuple[str, ...], Loaded] = {}
+        self.chooser: tuple[Any, int, int] | None = None  # the kernel, and where its result and its wish lie
 
     @property
     def vocabulary(self) -> int:
@@ -79,11 +82,30 @@ class CudaEngine:
     def batch(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> F32Array:
         """See `base.Engine.batch`."""
         rows = checked_rows(tokens, positions, sequences, self.compilation.token_ids, self.options)
-        return self._run("decode", rows) if len(rows) == 1 else self._every(rows)
+        if len(rows) == 1:
+            return self._run("decode", rows)
+        return self._every(rows, "batch")
 
-    def _every(self, rows: TokenRows) -> F32Array:
-        chunk = rows_of("all", self.options)
-        parts = [self._run("all", rows.part(at, chunk)) for at in range(0, len(rows), chunk)]
+    def choose(self, token: int, position: int, choice: Choice, sequence: int = 0) -> int | None:
+        """See `base.Chooses.choose`."""
+        if not can_choose(choice):
+            return None
+        rows = checked([token], position, self.compilation.token_ids, self.options, sequence)
+        loaded = self.group("decode")
+        self.call(loaded, "decode", rows)
+        if self.chooser is None:
+            kernel = sample_kernel(self.vocabulary)
+            module = self.device.module(module_source([kernel]))
+            self.chooser = module.kernel(kernel.name), self.alloc("tables", I32), self.alloc("tables", WISH_BYTES)
+        kernel, chosen, wished = self.chooser
+        self.device.write(wished, wish(choice))
+        self.device.launch(kernel, (1, 1, 1), THREADS, [loaded.out, wished, chosen])
+        return int(self.device.read(chosen, I32).view(np.int32)[0])
+
+    def _every(self, rows: TokenRows, program: str = "all") -> F32Array:
+        """Every token's logits."""
+        chunk = rows_of(program, self.options)
+        parts = [self._run(program, rows.part(at, chunk)) for at in range(0, len(rows), chunk)]
         return np.concatenate(parts)
 
     def values(
@@ -95,12 +117,12 @@ class CudaEngine:
             rows_of("all", self.options),
         )
         planned = watching(self.compilation.module, tuple(wanted), self.options)
-        loaded = _Loaded(self, compiled({"values": planned}))
+        loaded = Loaded(self, compiled({"values": planned}))
         parts = []
         for at in range(0, len(rows), chunk):
             part = rows.part(at, chunk)
-            self._call(loaded, "values", part)
-            found = [loaded.value(output, len(part)) for output in planned.module.outputs[1:]]
+            self.call(loaded, "values", part)
+            found = [loaded.value("values", output, len(part)) for output in planned.module.outputs[1:]]
             for i, item in enumerate(wanted):
                 if last and item in last:
                     found[i] = found[i][max(0, len(rows) - last[item] - at) :]
@@ -121,11 +143,20 @@ class CudaEngine:
 
     def _run(self, program: str, rows: TokenRows) -> F32Array:
         """Runs a program; gives its logits."""
-        self._call(self.loaded, program, rows)
-        size = self.loaded.programs[program].result_size(len(rows))
-        return self.device.read(self.loaded.out, 4 * size).view(np.float32).reshape(-1, self.vocabulary)
+        loaded = self.group(program)
+        self.call(loaded, program, rows)
+        size = loaded.programs[program].result_size(len(rows))
+        return self.device.read(loaded.out, 4 * size).view(np.float32).reshape(-1, self.vocabulary)
 
-    def _call(self, loaded: _Loaded, program: str, rows: TokenRows) -> None:
+    def group(self, program: str) -> Loaded:
+        """The programs that are compiled together with one, when any of them is first wanted."""
+        names = next(names for names in GROUPS if program in names)
+        if names not in self.groups:
+            self.groups[names] = Loaded(self, self.compilation.compiled(self.options, names))
+        return self.groups[names]
+
+    def call(self, loaded: Loaded, program: str, rows: TokenRows) -> None:
+        """Runs a step of a program."""
         if self.closed:
             raise BrioletteError("this engine has been closed")
         self._remember(rows)
@@ -190,7 +221,7 @@ def _decoded(weight: Node, content: NDArray[np.uint8]) -> F32Array:
     return formats.decode(weight.type.dtype, np.ascontiguousarray(content).reshape(-1, width))
 
 
-class _Loaded:
+class Loaded:
     """Programs on the device, with the memory that they share."""
 
     def __init__(self, engine: CudaEngine, made: Compiled):
@@ -237,19 +268,19 @@ class _Loaded:
     def launch(self, program: Program, rows: int) -> None:
         sizes = {"T": rows}
         for launch in program.launches:
-            grid = tuple(evaluate(size, sizes) for size in launch.grid)
+            grid = tuple(blocks(size, sizes) for size in launch.grid)
             arguments = [self.address(argument, sizes) for argument in launch.arguments]
-            self.device.launch(self.kernels[launch.kernel], (grid[0], grid[1], grid[2]), launch.threads, arguments)
+            sized = (grid[0], grid[1], grid[2])
+            self.device.launch(self.kernels[launch.kernel], sized, launch.threads, arguments, launch.shared)
 
     def address(self, argument: Argument, sizes: Mapping[str, int]) -> int:
         return self.tables[argument.table][argument.index] + evaluate(argument.offset, sizes)
 
-    def value(self, output: Node, rows: int) -> NDArray[Any]:
-        """What an output after the first was, after a step."""
+    def value(self, program: str, output: Node, rows: int) -> NDArray[Any]:
+        """What an output after the first was, after a step of a program."""
         view = view_of(output)
-        plan = self.programs["values"].plan
-        buffer = plan.buffers.get(view.base)
-        size = buffer.bytes if buffer else 4 * self.programs["values"].result_size(rows)
+        buffer = self.programs[program].plan.buffers.get(view.base)
+        size = buffer.bytes if buffer else 4 * self.programs[program].result_size(rows)
         memory = self.device.read(self.arena + buffer.offset if buffer else self.out, size)
         dtype = np.int32 if output.type.dtype == "i32" else np.float32
         return view.show(memory.view(dtype), {"T": rows}).copy()
@@ -281,9 +312,7 @@ def compilation_of(source: Source | Module) -> Compilation:
     return found
 
 
-def compile(
-    source: Source | Module, weights: Weights, options: Options, device: Device | None = None
-) -> CudaEngine:
+def compile(source: Source | Module, weights: Weights, options: Options, device: Device | None = None) -> CudaEngine:
     """See `base.Backend.compile`; on the GPU, unless another device is given."""
     return CudaEngine(compilation_of(source), weights, options, device or open_device())
 
@@ -295,7 +324,7 @@ def memory(source: Source | Module, cache: str) -> Callable[[Options], Memory]:
     compilation = compilation_of(source)
 
     def of(options: Options) -> Memory:
-        made = compilation.compiled(replace(options, cache=cache), PROGRAMS)
+        made = compilation.compiled(replace(options, cache=cache), GROUPS[0])
         layout = made.layout
         results = max(program.result_size(program.rows) for program in made.programs.values())
         staged = {table["name"]: row_stride(table) for table in layout.staged}

@@ -128,8 +128,12 @@ class _Rows:
                 return self.sums[n]
             if n.op == "param":
                 stride = last_stride(self.operand[n])
-                return f"{self.names[n]}[{at}]" if stride == 1 else f"{self.names[n]}[{at} * {stride}]" if stride else (
-                    f"{self.names[n]}[0]"
+                return (
+                    f"{self.names[n]}[{at}]"
+                    if stride == 1
+                    else f"{self.names[n]}[{at} * {stride}]"
+                    if stride
+                    else (f"{self.names[n]}[0]")
                 )
             if n.op == "const":
                 return expression(n, ())
@@ -161,8 +165,10 @@ class _Rows:
     def stored(self, store: str) -> list[str]:
         single = self.root.shape[-1:] in ((), (1,))
         lines, found = self.value(self.root, "i")
-        head = "if (threadIdx.x == 0) {" if single else (
-            f"for (int i = threadIdx.x; i < {self.columns}; i += {self.threads}) {{"
+        head = (
+            "if (threadIdx.x == 0) {"
+            if single
+            else (f"for (int i = threadIdx.x; i < {self.columns}; i += {self.threads}) {{")
         )
         start = ["  const int i = 0;"] if single else []
         return [head, *start, *(f"  {line}" for line in lines), f"  {store.format(at='i', value=found)}", "}"]
@@ -216,5 +222,3 @@ class _Rows:
             f"plane += (((i64)slots[a0] * {heads} + a1) * *capacity + {place}) * {self.columns};",
         ]
         return f"{dtype}::put(plane + {{at}}, {{value}});"
-
-

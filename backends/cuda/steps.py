@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from briolette.compiler.dims import Dim
+from briolette.compiler.dims import Dim, evaluate
 from briolette.compiler.ir import Node
 from briolette.compiler.views import view_of
 
@@ -26,13 +27,26 @@ class Argument:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """How many parts of `each` a size has, the last one perhaps not whole."""
+
+    of: Dim
+    each: int
+
+
+Size = Dim | Parts
+
+
+@dataclass(frozen=True)
 class Launch:
-    """One kernel call. grid: blocks, of which the sizes may depend on T, the tokens of a step."""
+    """One kernel call. grid: blocks, of which the sizes may depend on T, the tokens of a step. shared: bytes of memory
+    that a block shares beside what its kernel declares."""
 
     kernel: str
-    grid: tuple[Dim, Dim, Dim]
+    grid: tuple[Size, Size, Size]
     threads: int
     arguments: tuple[Argument, ...]
+    shared: int = 0
 
 
 class Places(Protocol):
@@ -50,6 +64,11 @@ class Places(Protocol):
         """The rows of a table that the host gathers for a step's tokens, from those of `ids` on, where the table stays
         in its memory."""
         ...
+
+
+def blocks(size: Size, sizes: Mapping[str, int]) -> int:
+    """A grid's size for a step."""
+    return -(-evaluate(size.of, sizes) // size.each) if isinstance(size, Parts) else evaluate(size, sizes)
 
 
 def known(dim: Dim) -> int:

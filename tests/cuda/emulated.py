@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import emulator
-import numpy as np
 
 from briolette.backends.cuda.device import U8, Grid
 
@@ -38,16 +37,16 @@ class EmulatedDevice:
     def module(self, source: str) -> emulator.Module:
         return emulator.Module(source, self.sanitize)
 
-    def launch(self, kernel: Any, grid: Grid, threads: int, arguments: Sequence[int]) -> None:
-        kernel.launch(grid, (threads, 1, 1), arguments, seed=self.seed, workers=self.workers)
+    def launch(self, kernel: Any, grid: Grid, threads: int, arguments: Sequence[int], shared: int = 0) -> None:
+        kernel.launch(grid, (threads, 1, 1), arguments, shared, seed=self.seed, workers=self.workers)
 
     def graph(self, work: Callable[[], None]) -> Callable[[], None]:
         """Asks for the same launches again, with the addresses of the first time."""
-        recorded: list[tuple[Any, Grid, int, np.ndarray]] = []
+        recorded: list[tuple[Any, Grid, int, list[int], int]] = []
         launch = self.launch
 
-        def record(kernel: Any, grid: Grid, threads: int, arguments: Sequence[int]) -> None:
-            recorded.append((kernel, grid, threads, list(arguments)))
+        def record(kernel: Any, grid: Grid, threads: int, arguments: Sequence[int], shared: int = 0) -> None:
+            recorded.append((kernel, grid, threads, list(arguments), shared))
 
         self.launch = record  # type: ignore[method-assign]
         try:

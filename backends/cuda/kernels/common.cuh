@@ -16,6 +16,11 @@ __device__ __forceinline__ float f16_value(u16 bits) { return __half2float(__ush
 
 __device__ __forceinline__ u16 f16_bits(float x) { return __half_as_ushort(__float2half_rn(x)); }
 
+// Two numbers as f16 in a word.
+__device__ __forceinline__ u32 two_halves(float low, float high) {
+  return (u32)f16_bits(low) | (u32)f16_bits(high) << 16;
+}
+
 __device__ __forceinline__ float bf16_value(u16 bits) { return __uint_as_float((u32)bits << 16); }
 
 // Round to nearest, ties to even; of a NaN whose low bits alone are set, an infinity would be left: none comes here.

@@ -94,10 +94,9 @@ __device__ __forceinline__ void encode(
 // Rows to integers with a scale for each BLOCK, as `Integers` (products) reads them. One warp a block of BLOCK values.
 template <int COLUMNS, int BITS, int BLOCK>
 __device__ __forceinline__ void quantize(const float* x, u8* out, int stride) {
-  const int ROW_BYTES = COLUMNS * (BITS / 8) + 4 * (COLUMNS / BLOCK + COLUMNS / 32 + COLUMNS / 16);
   const float LEVELS = BITS == 16 ? 127.0f * 128.0f : 127.0f;
   const int lane = threadIdx.x % 32;
-  u8* row = out + (i64)blockIdx.x * ROW_BYTES;
+  u8* row = out + (i64)blockIdx.x * Integers<COLUMNS, BITS, BLOCK>::ROW_BYTES;
   float* scales = (float*)(row + COLUMNS * (BITS / 8));
   int* sums = (int*)(scales + COLUMNS / BLOCK);
   for (int b = threadIdx.x / 32; b < COLUMNS / BLOCK; b += blockDim.x / 32) {

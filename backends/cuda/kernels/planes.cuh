@@ -12,6 +12,24 @@ struct PlainPlane {
   static __device__ __forceinline__ float value(const u8* ring, i64 capacity, i64 place, int d) {
     return Number::get((const Stored*)ring + place * SIZE + d);
   }
+
+  // Dimensions d to d + 3, of which those beyond the head are zeros.
+  static __device__ __forceinline__ float4 four(const u8* ring, i64 capacity, i64 place, int d) {
+    const Stored* at = (const Stored*)ring + place * SIZE + d;
+    if (SIZE % 4 == 0) {
+      Stored loaded[4];
+      if (sizeof(loaded) == 16) {
+        *(uint4*)loaded = *(const uint4*)at;
+      } else {
+        *(uint2*)loaded = *(const uint2*)at;
+      }
+      return make_float4(Number::get(loaded), Number::get(loaded + 1), Number::get(loaded + 2), Number::get(loaded + 3));
+    }
+    float found[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) found[i] = d + i < SIZE ? Number::get(at + i) : 0.0f;
+    return make_float4(found[0], found[1], found[2], found[3]);
+  }
 };
 
 // `Codec` brings BITS, the WIDTH of a block that shares a scale, and what codes stand for.
@@ -53,6 +71,13 @@ struct CodedPlane {
   static __device__ __forceinline__ float value(const u8* ring, i64 capacity, i64 place, int d) {
     const u32 codes = quad(ring, capacity, place, d / 4);
     return Codec::level(codes >> (d % 4 * 8) & 255u) * scale(ring, capacity, place, d);
+  }
+
+  static __device__ __forceinline__ float4 four(const u8* ring, i64 capacity, i64 place, int d) {
+    const u32 codes = quad(ring, capacity, place, d / 4);
+    const float s = scale(ring, capacity, place, d);
+    return make_float4(Codec::level(codes & 255u) * s, Codec::level(codes >> 8 & 255u) * s,
+                       Codec::level(codes >> 16 & 255u) * s, Codec::level(codes >> 24) * s);
   }
 };
 

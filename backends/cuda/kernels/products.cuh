@@ -4,11 +4,32 @@
 // Activations in floats; rows begin at multiples of ALIGN of them.
 template <int ALIGN>
 struct Floats {
-  const float* x;
+  const float* row;
 
   __device__ __forceinline__ float4 four(int column) const {
-    if (ALIGN % 4 == 0) return *(const float4*)(x + column);
-    return make_float4(x[column], x[column + 1], x[column + 2], x[column + 3]);
+    if (ALIGN % 4 == 0) return *(const float4*)(row + column);
+    return make_float4(row[column], row[column + 1], row[column + 2], row[column + 3]);
+  }
+
+  // The largest value of every second four columns: both sides together see all.
+  template <int COLUMNS>
+  __device__ __forceinline__ float most(int side) const {
+    float found = 0.0f;
+    for (int i = 4 * side; i < COLUMNS; i += 8) {
+      const float4 v = four(i);
+      found = fmaxf(fmaxf(found, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
+    }
+    return found;
+  }
+
+  // Sixteen columns times a factor, as f16.
+  __device__ __forceinline__ void halves(int column, float factor, u32 out[8]) const {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const float4 v = four(column + 4 * i);
+      out[2 * i] = two_halves(v.x * factor, v.y * factor);
+      out[2 * i + 1] = two_halves(v.z * factor, v.w * factor);
+    }
   }
 
   // The sum of q x over sixteen columns, q four to a word, and in `total` that of x.
@@ -31,11 +52,11 @@ struct Floats {
 };
 
 // Activations as integers, of which BLOCK share a scale: in 8 bits, or in 16 as 128 times one byte plus another. A row
-// is [low bytes][high bytes][f32 scales][i32 sums of each sixteen].
+// is [low bytes][high bytes][f32 scales][i32 sums of each sixteen], up to a multiple of 16 bytes.
 template <int COLUMNS, int BITS, int BLOCK>
 struct Integers {
   const u8* row;
-  static const int ROW_BYTES = COLUMNS * (BITS / 8) + 4 * (COLUMNS / BLOCK + COLUMNS / 32 + COLUMNS / 16);
+  static const int ROW_BYTES = (COLUMNS * (BITS / 8) + 4 * (COLUMNS / BLOCK + COLUMNS / 16) + 15) / 16 * 16;
 
   template <bool SIGNED>
   __device__ __forceinline__ float dot(const u32 q[4], int column, float& total) const {
@@ -48,6 +69,34 @@ struct Integers {
     const float scale = scales[column / BLOCK];
     total = scale * (float)sums[column / 16];
     return scale * (float)sum;
+  }
+
+  // See `Floats`: a bound of the values is as good as the largest of them.
+  template <int COUNT>
+  __device__ __forceinline__ float most(int side) const {
+    const float* scales = (const float*)(row + COLUMNS * (BITS / 8));
+    float found = 0.0f;
+    for (int i = side; i < COLUMNS / BLOCK; i += 2) found = fmaxf(found, scales[i]);
+    return found * (BITS == 16 ? 16256.0f : 127.0f);
+  }
+
+  __device__ __forceinline__ void halves(int column, float factor, u32 out[8]) const {
+    const float scale = ((const float*)(row + COLUMNS * (BITS / 8)))[column / BLOCK] * factor;
+    u32 low[4], high[4];
+    load_line<16>(row + column, low);
+    if (BITS == 16) load_line<16>(row + COLUMNS + column, high);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      float v[2];
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const int shift = (2 * i + j) % 4 * 8;
+        int q = (signed char)(low[i / 2] >> shift);
+        if (BITS == 16) q += 128 * (signed char)(high[i / 2] >> shift);
+        v[j] = (float)q * scale;
+      }
+      out[i] = two_halves(v[0], v[1]);
+    }
   }
 
   // Weights below 128 are the same with and without a sign, and those of formats with 8 bits have one.
@@ -106,7 +155,7 @@ struct PlainProduct {
         sum = fmaf(Number::get(four + 3), v.w, sum);
       }
     } else {
-      for (int i = lane; i < COLUMNS; i += LANES) sum = fmaf(Number::get(w + i), x.x[i], sum);
+      for (int i = lane; i < COLUMNS; i += LANES) sum = fmaf(Number::get(w + i), x.row[i], sum);
     }
     return sum;
   }
