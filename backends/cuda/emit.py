@@ -95,8 +95,8 @@ class Emitter:
         self.kernels: list[Kernel | Together] = []
 
     def launches(self) -> list[Launch]:
-        """In an order in which each finds its operands made; `kernels` grows by what they call. Kernels of a wave do not
-        wait for one another: those that can become one."""
+        """In an order in which each finds its operands made; `kernels` grows by what they call. Kernels of a wave do
+        not wait for one another: those that can become one."""
         found: list[Launch] = []
         for _, steps in groupby(self.plan.steps, lambda step: step.wave):
             alone: list[Made] = []
@@ -116,7 +116,7 @@ class Emitter:
             rows = item["family"] == "rows"
             return [rows_launch(item, self) if rows else product_launch(item, self, self.tiles)]
         if item.op == "attend":
-            return attend_launches(item, self, self.tiles and not self.mixed)
+            return attend_launches(item, self, self.tiles, self.mixed)
         if item.op == "cache_write":
             return [encode_launch(item, self)]
         made: Callable[[Node], Made] = getattr(self, item.op)

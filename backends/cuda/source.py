@@ -9,7 +9,19 @@ from functools import cache
 from importlib.resources import files
 
 # In the order in which they need each other.
-LIBRARY = ("common", "blocks", "products", "gemm", "planes", "attend", "attend_many", "small", "encode", "sample")
+LIBRARY = (
+    "common",
+    "blocks",
+    "products",
+    "gemm",
+    "planes",
+    "attend",
+    "attend_codes",
+    "attend_many",
+    "small",
+    "encode",
+    "sample",
+)
 
 
 @dataclass(frozen=True)
