@@ -92,8 +92,17 @@ class PlaneMemory:
 
 
 @dataclass(frozen=True)
+class Room:
+    """Bytes that are free on a device, and its name."""
+
+    bytes: int
+    device: str
+
+
+@dataclass(frozen=True)
 class Memory:
-    """What an engine takes, in bytes.
+    """What an engine takes, in bytes: of the host's memory, or, where a backend has a device (`DeviceBackend`), what
+    `allocated` names of the device's and the rest of the host's.
 
     mapped: tensors read where they lie in the file. rows: those of them that are only looked up in, with
     the bytes of a row. decoded: tensors kept as f32 beside the file. packed: tensors kept in the order of the
@@ -160,6 +169,10 @@ class Engine(Protocol):
         program is another than that of `step`."""
         ...
 
+    def prepare(self) -> None:
+        """Does now what the first step would: compiles the programs that it needs, and loads their weights."""
+        ...
+
     def rewindable(self, end: int, to: int, sequence: int = 0) -> bool:
         """Whether, with `end` positions of a sequence cached, its next step may start at `to`: ring buffers forget."""
         ...
@@ -218,6 +231,14 @@ class Backend(Protocol):
 
     def memory(self, source: Source | Module, cache: str) -> Callable[[Options], Memory]:
         """What an engine with a KV cache of that type will take, by its other options. Allocates nothing."""
+        ...
+
+
+class DeviceBackend(Backend, Protocol):
+    """A backend whose engines allocate in the memory of a device of its own."""
+
+    def room(self) -> Room:
+        """What is free there now. Raises BrioletteError that says what is missing where there is no such device."""
         ...
 
 

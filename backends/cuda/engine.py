@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from briolette.compiler.dims import evaluate
+from briolette.compiler.dims import evaluate, product
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.ir import Module, Node
 from briolette.compiler.views import view_of
 
 from .. import formats
-from ..base import Choice, F32Array, Memory, Options, Source, TokenRows, Weights, checked, checked_rows
+from ..base import Choice, F32Array, Memory, Options, Room, Source, TokenRows, Weights, checked, checked_rows
 from ..reading import stored_bytes
 from .choosing import THREADS, WISH_BYTES, can_choose, sample_kernel, wish
 from .compilation import GROUPS, Compilation, Compiled, Program, compiled, rows_of, watching
 from .device import Device, open_device
+from .emit import Layout, layout_of
 from .planes import CachePlane
 from .source import module_source
 from .steps import Argument, blocks, known, row_stride
@@ -58,6 +60,10 @@ class CudaEngine:
     def allocated(self) -> dict[str, int]:
         """See `base.Engine.allocated`: bytes of the device's memory."""
         return {kind: self.sizes.get(kind, 0) for kind in ("decoded", "packed", "kv", "arena", "scratch", "tables")}
+
+    def prepare(self) -> None:
+        """See `base.Engine.prepare`."""
+        self.group("decode")
 
     def close(self) -> None:
         """Gives the device's memory back; the engine cannot be used after."""
@@ -317,16 +323,24 @@ def compile(source: Source | Module, weights: Weights, options: Options, device:
     return CudaEngine(compilation_of(source), weights, options, device or open_device())
 
 
+def room() -> Room:
+    """See `base.DeviceBackend.room`."""
+    device = open_device()
+    return Room(device.room(), device.name)
+
+
 def memory(source: Source | Module, cache: str) -> Callable[[Options], Memory]:
     """See `base.Backend.memory`: of the device, but for what is mapped and looked up in, which is the host's."""
-    from dataclasses import replace
-
     compilation = compilation_of(source)
+    made: dict[Options, tuple[Layout, int, int]] = {}
 
     def of(options: Options) -> Memory:
-        made = compilation.compiled(replace(options, cache=cache), GROUPS[0])
-        layout = made.layout
-        results = max(program.result_size(program.rows) for program in made.programs.values())
+        key = replace(options, cache=cache, context=options.chunk, sequences=1, threads=1)  # what programs depend on
+        if key not in made:
+            plans = {name: compilation.plan(name, key) for name in GROUPS[0]}
+            results = max(evaluate(product(p.module.outputs[0].shape), {"T": p.rows}) for p in plans.values())
+            made[key] = layout_of(list(plans.values())), max(p.arena for p in plans.values()), results
+        layout, arena, results = made[key]
         staged = {table["name"]: row_stride(table) for table in layout.staged}
         inputs = I32 * (1 + 3 * options.chunk) + 8 * max(1, len(layout.planes))
         return Memory(
@@ -338,7 +352,7 @@ def memory(source: Source | Module, cache: str) -> Callable[[Options], Memory]:
                 if item.op == "dequant"
             },
             planes=tuple(plane.memory(options) for plane in layout.planes),
-            arena=made.arena + 4 * results,
+            arena=arena + 4 * results,
             scratch=layout.scratch,
             tables=inputs + options.chunk * sum(staged.values()),
             logits=4 * results,

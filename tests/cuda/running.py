@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from emulated import EmulatedDevice
 from programs import Program
 
 from briolette.backends.base import Options, TokenRows, checked
@@ -18,6 +17,8 @@ from briolette.compiler.interp import Interpreter
 from briolette.compiler.ir import Node
 from briolette.compiler.pipeline import optimise
 from briolette.compiler.plan import plan
+
+from devices import opened
 
 
 class Running:
@@ -33,7 +34,7 @@ class Running:
         self.p, self.wanted, self.form = p, wanted, form
         self.options = Options(**{"context": 64, "chunk": 32, "weights": "mapped"} | options)
         module = replace(p.module(wanted[0]), outputs=(wanted[0], *wanted))
-        self.engine = CudaEngine(Compilation(module), p.weights, self.options, device or EmulatedDevice())
+        self.engine = CudaEngine(Compilation(module), p.weights, self.options, device or opened())
         self.judge = Interpreter(p.decoded, np.float64)
         self.caches: dict[int, dict] = {0: self.judge.planes}
         self.made: dict[str, Loaded] = {}

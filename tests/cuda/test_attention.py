@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulated import EmulatedDevice
 from programs import Program, T
 from running import Running, error
 
+from briolette.backends.cuda.device import Device
 from briolette.backends.cuda.planes import CachePlane
 from briolette.compiler.codecs import codec_named, encode
 from briolette.compiler.ir import Node
 from briolette.compiler.ops import node
+
+from devices import opened
 
 SCALE = 0.25
 
@@ -51,7 +53,7 @@ def layers(p: Program, tokens: object) -> list[Node]:
     ]
 
 
-def walk(cache: str, weights: str, bound: float, device: EmulatedDevice | None = None) -> None:
+def walk(cache: str, weights: str, bound: float, device: Device | None = None) -> None:
     """A prompt in steps of other lengths than any tile, then tokens one by one. Codes that are multiplied as bytes, as
     tokens alone do it, are rounded to 127 steps once more: a percent."""
     alone = 3e-2 if weights == "packed" and "tq" in cache else bound
@@ -90,7 +92,7 @@ def test_prompts_and_tokens(cache, weights, bound):
 
 
 def test_any_order_of_threads():
-    walk("all=k:tq6,v:tq3;sink=2;recent=5", "packed", 2e-3, EmulatedDevice(seed=4))
+    walk("all=k:tq6,v:tq3;sink=2;recent=5", "packed", 2e-3, opened(seed=4))
 
 
 @pytest.mark.parametrize("weights", ["mapped", "packed"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulated import EmulatedDevice
 from programs import BLOCKS, NUMBERS, Program, T
 from running import values
 from test_rows import CHAINS, kept
 
 from briolette.compiler.ops import node
+
+from devices import opened
 
 
 def close(found: np.ndarray, exact: np.ndarray, bound: float = 3e-6) -> None:
@@ -27,7 +28,7 @@ def test_chains(columns, seed):
     wanted = [chain(x, v, r, s) for chain in CHAINS.values()]
     wanted += [node(op, node("mul", x, r)) for op in ("sum", "mean", "max")]
     for name, (found, exact) in zip(
-        (*CHAINS, "sum", "mean", "max"), values(p, wanted, 9, device=EmulatedDevice(seed)), strict=True
+        (*CHAINS, "sum", "mean", "max"), values(p, wanted, 9, device=opened(seed)), strict=True
     ):
         # A softmax of large values takes exponentials of rounded differences.
         close(found, exact, 3e-5 if "soft" in name or name == "share" else 3e-6)
@@ -74,5 +75,5 @@ def test_little_work():
         node("rotary_first", heads, p.weight("w", 64), pairs=4, half=32),
         node("rotary_first", heads, pairs=4, half=32, inverse=True),
     ]
-    for found, exact in values(p, wanted, 9, device=EmulatedDevice(3)):
+    for found, exact in values(p, wanted, 9, device=opened(3)):
         close(found, exact) if found.dtype == np.float32 else np.testing.assert_array_equal(found, exact)
