@@ -22,6 +22,7 @@ from .steps import Launch
 
 # Programs that are compiled together: generation, every token's logits, tokens of several sequences.
 GROUPS = (("decode", "prefill"), ("all",), ("batch",))
+KERNELS_OF_UNIT = 4
 FORM = {"batch": "all"}  # where a program's form has another name
 ALL_LOGITS_CHUNK = 64  # tokens a step when every token's logits are wanted: they are large
 # Formats whose products are made in integers, with the columns that rows must be a multiple of.
@@ -65,6 +66,13 @@ class Compiled:
     @property
     def source(self) -> str:
         return module_source(self.kernels)
+
+    def units(self, most: int) -> list[tuple[str, list[str]]]:
+        """The source in parts that can be compiled beside one another, each with the names of its kernels: as many as
+        asked for, but none of only a few kernels, since all begin with the same library."""
+        count = max(1, min(most, len(self.kernels) // KERNELS_OF_UNIT))
+        parts = [self.kernels[i::count] for i in range(count)]
+        return [(module_source(part), [kernel.name for kernel in part]) for part in parts]
 
 
 class Compilation:
