@@ -192,8 +192,8 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """How a token is to be chosen from logits: the options of `engine.sampling.Sampling`, the tokens that the penalty is
-    for, each once, and a random number from 0 to 1."""
+    """How a token is to be chosen from logits: the options of `engine.sampling.Sampling`, the tokens that the penalty
+    is for, each once, and a random number from 0 to 1."""
 
     temperature: float
     top_k: int

@@ -135,12 +135,18 @@ def _place(values: list[tuple[Node, int, int]], rows: int) -> tuple[dict[Node, B
 def _bytes(item: Node, rows: int) -> int:
     """What a result takes. Quantised rows lie in whole tiles, with a scale and sums for each block."""
     if item.type.dtype == "q8":
-        given = attributes(item)
+        given = attributes(quantises(item))
         count = evaluate(product(item.shape[:-1]), {"T": rows})
         padded: int = -(-count // given["tile"]) * given["tile"]
         row = quantised_bytes(evaluate(item.shape[-1], {}), given["bits"], given["block"])
         return -(-row // LINE) * LINE * padded
     return SIZES[item.type.dtype] * evaluate(product(item.shape), {"T": rows})
+
+
+def quantises(item: Node) -> Node:
+    """The `quantize` that a kernel of quantised rows ends in."""
+    found: Node = item["block"].result if item.op == "fused" else item
+    return found
 
 
 def quantised_bytes(columns: int, bits: int, block: int) -> int:

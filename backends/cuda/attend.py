@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from briolette.compiler.codecs import is_codec
+from briolette.compiler.codecs import codec_named, is_codec
 from briolette.compiler.codecs.rotation import signs
 from briolette.compiler.dims import Dim
 from briolette.compiler.ir import Node
@@ -18,6 +18,7 @@ from .steps import Argument, Launch, Parts, Places, known
 THREADS = 128
 TILE = 64  # positions that a block of threads works on at a time
 MANY_ROWS, MANY_THREADS = 32, 256  # of the kernel for many rows: `kernels/attend_many.cuh`
+CODE_HEADS, CODE_CHUNK, CODE_BITS = 8, 32, 6  # of the kernel on codes: `kernels/attend_codes.cuh`
 PARTS = 32  # of what a row sees in decoding: blocks enough for a large GPU, whatever the depth
 
 
@@ -28,9 +29,9 @@ def plane_type(dtype: str, size: int) -> tuple[str, str]:
     return f"PlainPlane<{dtype}, {size}>", ""
 
 
-def attend_launches(item: Node, places: Places, tiles: bool) -> list[tuple[Launch, Kernel]]:
-    """Attention of many rows of one sequence on tensor cores, where `tiles` allows f16; else row by row, in decoding in
-    parts, and a kernel that puts these together."""
+def attend_launches(item: Node, places: Places, tiles: bool, mixed: bool) -> list[tuple[Launch, Kernel]]:
+    """Attention of many rows of one sequence on tensor cores, where `tiles` allows f16 and bytes; else row by row, in
+    decoding in parts, and a kernel that puts these together."""
     q, k, v, pos, *near = item.args
     view = view_of(q)
     assert heads_lie_together(view)
@@ -84,10 +85,13 @@ def attend_launches(item: Node, places: Places, tiles: bool) -> list[tuple[Launc
         "float* scratch": Argument("scratch"),
     }
     names = ", ".join(declaration.split()[-1] for declaration in given)
-    body = f"__shared__ AttendShared<{spec}> own;\nattend_part<{spec}>({names}, own);"
+    integers = tiles and heads // groups <= CODE_HEADS and all(map(_in_bytes, (k, v))) and not item.get("shared")
+    name = "attend_codes_part" if integers else "attend_part"
+    shared = f"AttendCodes<{spec}>::Shared" if integers else f"AttendShared<{spec}>"
+    body = f"__shared__ {shared} own;\n{name}<{spec}>({names}, own);"
     kernel = Kernel("attend", tuple(given), body, THREADS, needs)
     rows = q.shape[0]
-    if tiles and rows != 1:
+    if tiles and rows != 1 and not mixed:
         return [_many(given, names, spec, needs, rows * (heads // groups), groups, constants)]
     launches = [(Launch(kernel.name, (parts, groups, rows), THREADS, tuple(given.values())), kernel)]
     if parts > 1:
@@ -96,6 +100,15 @@ def attend_launches(item: Node, places: Places, tiles: bool) -> list[tuple[Launc
         merge = Kernel("attend_merge", tuple(merged), body, THREADS, needs)
         launches.append((Launch(merge.name, (heads, 1, rows), THREADS, tuple(merged.values())), merge))
     return launches
+
+
+def _in_bytes(plane: Node) -> bool:
+    """Whether attention can multiply a plane's codes in integers: few levels, one scale a head, whole chunks."""
+    dtype, size = _dtype(plane), known(plane.shape[2])
+    if not is_codec(dtype) or size % CODE_CHUNK:
+        return False
+    codec = codec_named(dtype)
+    return codec.bits <= CODE_BITS and codec.width(size) == size
 
 
 def _many(

@@ -16,6 +16,7 @@ from .. import formats
 from ..formats import Field, Format, Packed
 
 PLAIN = ("f32", "f16", "bf16")
+MOST_BYTES = 64  # levels that kernels look up as bytes
 _TYPES = {"f16": 1, "e8m0": 2}  # of a scale
 
 
@@ -51,8 +52,7 @@ def format_source(name: str) -> str:
         "has_table": int(fmt.quants.table is not None),
     }
     lines = [f"  static const int {name} = {value};" for name, value in values.items()]
-    picks = "".join(f"i == {i} ? {word:#010x}u : " for i, word in enumerate(words[:-1]))
-    table = f"  static __device__ __forceinline__ u32 table(int i) {{ return {picks}{words[-1]:#010x}u; }}"
+    table = f"  static __device__ __forceinline__ u32 table(int i) {{ return {_picked(words)}; }}"
     return "\n".join([f"struct {format_name(name)} {{", *lines, table, "};"])
 
 
@@ -108,11 +108,33 @@ def codec_source(name: str, size: int) -> str:
             f"  static const int BITS = {codec.bits}, WIDTH = {codec.width(size)};",
             f"  static const bool ABSMAX = {_bool(codec.fit == 'absmax')}, EDEN = {_bool(codec.fit == 'eden')};",
             f"  static __device__ __forceinline__ float level(u32 code) {{ return {kind}_levels[code]; }}",
+            *_level_bytes(table),
             f"  static __device__ __forceinline__ double root_width() {{ return {math.sqrt(codec.width(size))!r}; }}",
             *_nearest(codec, kind),
             "};",
         ]
     )
+
+
+def _level_bytes(table: Sequence[float]) -> list[str]:
+    """Levels as bytes with a sign, in units of a step, four to a word, where they are few enough to be looked up in
+    registers."""
+    if len(table) > MOST_BYTES:
+        return []
+    step = float(np.abs(table).max()) / 127
+    levels = np.zeros(max(16, len(table)), np.int8)
+    levels[: len(table)] = np.rint(np.asarray(table) / step)
+    inline = "  static __device__ __forceinline__"
+    return [
+        f"{inline} u32 bytes(int i) {{ return {_picked([int(w) for w in levels.view(np.uint32)])}; }}",
+        f"{inline} float step() {{ return {number(step)}; }}",
+    ]
+
+
+def _picked(words: Sequence[int]) -> str:
+    """The i-th of some words, which are constants where i is one."""
+    picks = "".join(f"i == {i} ? {word:#010x}u : " for i, word in enumerate(words[:-1]))
+    return f"{picks}{words[-1]:#010x}u"
 
 
 def _nearest(codec: Codec, kind: str) -> list[str]:

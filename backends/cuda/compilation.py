@@ -11,16 +11,18 @@ from briolette.compiler.ir import Module, Node, topological
 from briolette.compiler.pipeline import Form, form_named, optimise
 from briolette.compiler.plan import Plan, plan
 from briolette.compiler.rules.integers import Integers
+from briolette.compiler.rules.quantised_rows import quantised_rows
 
 from .. import formats
 from ..base import Options
 from ..reading import token_ids, vocabulary_of
 from .emit import Emitter, Layout, layout_of
-from .source import Kernel, module_source
+from .source import Kernel, Together, module_source
 from .steps import Launch
 
 # Programs that are compiled together: generation, every token's logits, tokens of several sequences.
 GROUPS = (("decode", "prefill"), ("all",), ("batch",))
+KERNELS_OF_UNIT = 4
 FORM = {"batch": "all"}  # where a program's form has another name
 ALL_LOGITS_CHUNK = 64  # tokens a step when every token's logits are wanted: they are large
 # Formats whose products are made in integers, with the columns that rows must be a multiple of.
@@ -58,12 +60,19 @@ class Compiled:
 
     programs: Mapping[str, Program]
     layout: Layout
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[Kernel | Together, ...]
     arena: int
 
     @property
     def source(self) -> str:
         return module_source(self.kernels)
+
+    def units(self, most: int) -> list[tuple[str, list[str]]]:
+        """The source in parts that can be compiled beside one another, each with the names of its kernels: as many as
+        asked for, but none of only a few kernels, since all begin with the same library."""
+        count = max(1, min(most, len(self.kernels) // KERNELS_OF_UNIT))
+        parts = [self.kernels[i::count] for i in range(count)]
+        return [(module_source(part), [kernel.name for kernel in part]) for part in parts]
 
 
 class Compilation:
@@ -83,14 +92,14 @@ class Compilation:
     def plan(self, program: str, options: Options) -> Plan:
         form = form_of(program, options)
         if form not in self.optimised:
-            self.optimised[form] = optimise(self.module, form)
+            self.optimised[form] = quantised_rows(optimise(self.module, form))
         return plan(self.optimised[form], rows_of(program, options))
 
 
 def compiled(plans: Mapping[str, Plan], tiles: bool = False) -> Compiled:
     """Launches and kernels of planned programs; these never run at once, and share the largest arena. tiles: whether
     products of many rows may be made on tensor cores, in f16."""
-    layout, kernels = layout_of(list(plans.values())), dict[str, Kernel]()
+    layout, kernels = layout_of(list(plans.values())), dict[str, Kernel | Together]()
     programs = {}
     for name, planned in plans.items():
         emitter = Emitter(planned, layout, tiles, mixed=name == "batch")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ class CupyDevice:
         self.cupy = checked_cupy()
         properties = self.cupy.cuda.runtime.getDeviceProperties(self.cupy.cuda.Device().id)
         self.name = properties["name"].decode()
+        self.compilers = os.cpu_count() or 1
         self.stream = self.cupy.cuda.Stream(non_blocking=True)
         self.held: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}

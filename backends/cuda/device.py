@@ -24,6 +24,7 @@ class Device(Protocol):
     """Memory and kernels. Addresses are 64-bit numbers; work is done in the order in which it is asked for."""
 
     name: str
+    compilers: int  # modules that are worth compiling at once, by threads
 
     def alloc(self, size: int) -> int:
         """The address of so many bytes, aligned to 256. Raises BrioletteError where there is no room."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from briolette.compiler.dims import Dim, product
 from briolette.compiler.ir import Node, topological
@@ -16,10 +17,11 @@ from .blocks import number, numbers
 from .linear import product_launch
 from .planes import CachePlane, planes_of
 from .rows import rows_launch
-from .source import Kernel
+from .source import Kernel, Together
 from .steps import Argument, Launch, known, row_stride
 
 Made = tuple[Launch, Kernel]
+TOGETHER = ("rows", "matvec", "quantize")  # families whose bodies know their block by the name `block`
 THREADS = 128
 
 
@@ -70,6 +72,16 @@ def _reads(item: Node, arg: Node) -> str:
     return "tokens" if embeds and embeds == by_token and not others else "all"
 
 
+def joined(made: Sequence[Made]) -> tuple[Launch, Kernel | Together]:
+    """Launches of as many threads, of sizes that are known, as one."""
+    if len(made) == 1:
+        return made[0]
+    grids = [(known(x), known(y), known(z)) for launch, _ in made for x, y, z in [launch.grid]]
+    kernel = Together(tuple((kernel, grid) for (_, kernel), grid in zip(made, grids, strict=True)))
+    arguments = tuple(argument for launch, _ in made for argument in launch.arguments)
+    return Launch(kernel.name, (kernel.blocks, 1, 1), kernel.threads, arguments), kernel
+
+
 class Emitter:
     """The launches of one program."""
 
@@ -80,13 +92,21 @@ class Emitter:
         self.weight_at = {item: i for i, item in enumerate(layout.weights)}
         self.staged_at = {item: i for i, item in enumerate(layout.staged)}
         self.plane_at = {(p.slot, p.plane): i for i, p in enumerate(layout.planes)}
-        self.kernels: list[Kernel] = []
+        self.kernels: list[Kernel | Together] = []
 
     def launches(self) -> list[Launch]:
-        """In an order in which each finds its operands made; `kernels` grows by what they call."""
+        """In an order in which each finds its operands made; `kernels` grows by what they call. Kernels of a wave do
+        not wait for one another: those that can become one."""
         found: list[Launch] = []
-        for step in self.plan.steps:
-            for launch, kernel in self.step(step.node):
+        for _, steps in groupby(self.plan.steps, lambda step: step.wave):
+            alone: list[Made] = []
+            beside: dict[int, list[Made]] = {}
+            for step in steps:
+                made = self.step(step.node)
+                launch, kernel = made[0]
+                fits = len(made) == 1 and kernel.family in TOGETHER and all(isinstance(n, int) for n in launch.grid)
+                (beside.setdefault(launch.threads, []) if fits else alone).extend(made)
+            for launch, kernel in [*alone, *map(joined, beside.values())]:
                 found.append(launch)
                 self.kernels.append(kernel)
         return found
@@ -96,7 +116,7 @@ class Emitter:
             rows = item["family"] == "rows"
             return [rows_launch(item, self) if rows else product_launch(item, self, self.tiles)]
         if item.op == "attend":
-            return attend_launches(item, self, self.tiles and not self.mixed)
+            return attend_launches(item, self, self.tiles, self.mixed)
         if item.op == "cache_write":
             return [encode_launch(item, self)]
         made: Callable[[Node], Made] = getattr(self, item.op)
@@ -187,8 +207,10 @@ class Emitter:
         (x,), how = item.args, attributes(item)
         columns, stride = known(x.shape[-1]), view_of(x).row_stride()
         given = {"const float* x": self.pointer(x), "u8* out": self.pointer(item)}
-        body = f"quantize<{columns}, {how['bits']}, {how['block']}>(x, out, {stride});"
         threads = min(256, 32 * (columns // how["block"]))
+        kind = f"{columns}, {how['bits']}, {how['block']}"
+        to = f"out + (i64)block.x * Integers<{kind}>::ROW_BYTES"
+        body = f"quantize<{kind}, {threads}>(x + (i64)block.x * {stride}, {to});"
         return self.call(item, product(item.shape[:-1]), given, body, threads=threads)
 
     def top(self, item: Node) -> Made:
@@ -205,10 +227,10 @@ class Emitter:
             "const int* ids": self.pointer(ids),
             "float* out": self.pointer(item),
         }
-        row = "0" if len(x.shape) == 1 else f"(i64)blockIdx.x * {n}"
+        row = "0" if len(x.shape) == 1 else f"(i64)block.x * {n}"
         body = (
             f"for (int i = threadIdx.x; i < {count}; i += 32) {{\n"
-            f"  const i64 at = (i64)blockIdx.x * {count} + i;\n  out[at] = x[{row} + ids[at]];\n}}"
+            f"  const i64 at = (i64)block.x * {count} + i;\n  out[at] = x[{row} + ids[at]];\n}}"
         )
         return self.call(item, product(item.shape[:-1]), given, body, threads=32)
 
@@ -231,10 +253,10 @@ class Emitter:
             f"for (int i = threadIdx.x; i < {n}; i += {THREADS}) {{\n"
             "  float sum = 0.0f;\n"
             f"  for (int u = 0; u < {used}; u++) {{\n"
-            f"    const i64 pair = (i64)blockIdx.x * {used} + u;\n"
+            f"    const i64 pair = (i64)block.x * {used} + u;\n"
             f"    sum = fmaf(w[pair], x[pair * {n} + i], sum);\n"
             "  }\n"
-            f"  out[(i64)blockIdx.x * {n} + i] = sum;\n}}"
+            f"  out[(i64)block.x * {n} + i] = sum;\n}}"
         )
         return self.call(item, product(item.shape[:-1]), given, body)
 

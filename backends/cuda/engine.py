@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -235,8 +236,7 @@ class Loaded:
         self.made = made
         layout = made.layout
         options = engine.options
-        module = self.device.module(made.source)
-        self.kernels = {kernel.name: module.kernel(kernel.name) for kernel in made.kernels}
+        self.kernels = self.compiled(made)
         capacities = np.array([plane.positions(options) for plane in layout.planes] or [0], np.int64)
         results = max(program.result_size(program.rows) for program in self.programs.values())
         self.arena = engine.alloc("arena", made.arena)
@@ -255,6 +255,15 @@ class Loaded:
             **{kind: [inputs + I32 + i * chunk] for i, kind in enumerate(("tokens", "positions", "slots"))},
         }
         self.graphs: dict[str, Callable[[], None]] = {}
+
+    def compiled(self, made: Compiled) -> dict[str, Any]:
+        """Kernels by name, compiled in several modules at once where the device is for it."""
+        units = made.units(self.device.compilers)
+        with ThreadPoolExecutor(self.device.compilers) as pool:
+            modules = pool.map(self.device.module, [source for source, _ in units])
+            return {
+                name: module.kernel(name) for (_, names), module in zip(units, modules, strict=True) for name in names
+            }
 
     def stage(self, ids: NDArray[np.int32]) -> None:
         """Rows of the tables that stay in the host's memory, for a step's tokens."""

@@ -12,7 +12,7 @@ from math import gcd
 from briolette.compiler.dims import Affine, Dim
 from briolette.compiler.ir import Block, Node, topological
 from briolette.compiler.ops import attributes
-from briolette.compiler.plan import base
+from briolette.compiler.plan import base, quantises
 from briolette.compiler.views import view_of
 
 from .. import formats
@@ -76,9 +76,9 @@ class _Products:
         each = WARP // lanes * (THREADS // WARP)  # weight rows of a block of threads
         edge = self.outputs % each != 0
         lines = [
-            *self.axes.declarations("(int)blockIdx.y"),
+            *self.axes.declarations("(int)block.y"),
             f"const int lane = threadIdx.x % {lanes};",
-            f"const int wanted = (int)blockIdx.x * {each} + (int)threadIdx.x / {lanes};",
+            f"const int wanted = (int)block.x * {each} + (int)threadIdx.x / {lanes};",
             # Lanes beyond the last row work on it, too: all of a warp have to take part in sums.
             f"const int n = wanted < {self.outputs} ? wanted : {self.outputs - 1};"
             if edge
@@ -94,7 +94,7 @@ class _Products:
             lines.append(f"const float s{i} = lanes_sum<{lanes}>({product});")
             found[item] = f"s{i}"
         lines.append("if (lane == 0 && wanted == n) {" if edge else "if (lane == 0) {")
-        lines += [f"  {line}" for line in self.stored(found, "(int)blockIdx.y", "n")]
+        lines += [f"  {line}" for line in self.stored(found, "(int)block.y", "n")]
         lines.append("}")
         kernel = Kernel("matvec", tuple(self.parameters), "\n".join(lines), THREADS, tuple(self.needs))
         grid = (-(-self.outputs // each), self.axes.rows, 1)
@@ -116,7 +116,7 @@ class _Products:
         arg, name = self.operand[self.x], self.names[self.x]
         own = len(self.x.shape) == len(self.root.shape)
         if self.x.type.dtype == "q8":
-            return f"{name} + (i64){'(int)blockIdx.y' if own else 'a0'} * {self.input_type()}::ROW_BYTES"
+            return f"{name} + (i64){'(int)block.y' if own else 'a0'} * {self.input_type()}::ROW_BYTES"
         axes = self.axes if own else Axes(self.axes.sizes[: len(self.x.shape) - 1])
         return f"{name} + {axes.offset(arg)}"
 
@@ -151,7 +151,7 @@ class _Products:
         lines = [
             f"typedef Gemm<{shape}> Tiles;",
             "__shared__ Tiles::Shared own;",
-            f"const int all_rows = *tokens * {factor} + {constant}, first = (int)blockIdx.x * {width};",
+            f"const int all_rows = *tokens * {factor} + {constant}, first = (int)block.x * {width};",
             *(self.tile_of_expert() if self.ids is not None else self.tile_of_rows()),
             f"const int outputs = {self.outputs} - first;",
             f"const u8* const weights[] = {{{weights}}};",
@@ -185,7 +185,7 @@ class _Products:
         if self.x.type.dtype != "q8":
             bytes_ = str(4 * view_of(self.operand[self.x]).row_stride())
         return [
-            f"const int begin = (int)blockIdx.y * {TILE_ROWS}, rows = all_rows - begin;",
+            f"const int begin = (int)block.y * {TILE_ROWS}, rows = all_rows - begin;",
             f"const u8* x = (const u8*){name} + (i64)(begin + Tiles::mine(rows)) * {bytes_};",
         ]
 
@@ -200,7 +200,7 @@ class _Products:
             f"__shared__ int starts[{self.experts + 1}];",
             "int expert, begin, rows;",
             f"if (!expert_tile<{self.experts}, {TILE_ROWS}>("
-            "ids, order, all_rows, (int)blockIdx.y, starts, expert, begin, rows)) return;",
+            "ids, order, all_rows, (int)block.y, starts, expert, begin, rows)) return;",
             "const int pair = order[begin + Tiles::mine(rows)];",
             f"const u8* x = {self.names[self.x]} + (i64){row} * {self.input_type()}::ROW_BYTES;",
         ]
@@ -257,7 +257,7 @@ class _Products:
         """The C++ type that reads the activations."""
         arg = self.operand[self.x]
         if self.x.type.dtype == "q8":
-            given = attributes(arg)
+            given = attributes(quantises(arg))
             return f"Integers<{self.columns}, {given['bits']}, {given['block']}>"
         return f"Floats<{self.alignment(arg)}>"
 

@@ -41,7 +41,8 @@ class _Rows:
         self.block: Block = item["block"]
         result = primitive(self.block)
         self.write = result if result.op == "cache_write" else None
-        self.root = result.args[0] if self.write is not None else result
+        self.quantise = result if result.op == "quantize" else None
+        self.root = result.args[0] if result.op in ("cache_write", "quantize") else result
         self.order = topological([self.root])
         self.walked = self.walked_shape()
         self.columns = known(self.walked[-1])
@@ -66,9 +67,9 @@ class _Rows:
     def launch(self) -> tuple[Launch, Kernel]:
         for param in self.block.params:
             self.declare(param)
-        store = self.cache_store() if self.write is not None else self.plain_store()
+        store = self.store()
         reductions = [n for n in self.order if n.op in REDUCTIONS]
-        lines = [*self.axes.declarations("(int)blockIdx.x"), *self.head]
+        lines = [*self.axes.declarations("(int)block.x"), *self.head]
         if reductions and self.threads > 32:
             lines.append("__shared__ float partial[32];")
         elif reductions:
@@ -76,6 +77,11 @@ class _Rows:
         for item in reductions:
             lines += self.reduce(item)
         lines += self.rotated(store) if self.root.op == "rotate" else self.stored(store)
+        if self.quantise is not None:
+            how = attributes(self.quantise)
+            kind = f"{self.columns}, {how['bits']}, {how['block']}"
+            to = f"out + (i64)block.x * Integers<{kind}>::ROW_BYTES"
+            lines += ["__syncthreads();", f"quantize<{kind}, {self.threads}>(values, {to});"]
         kernel = Kernel("rows", tuple(self.parameters), "\n".join(lines), self.threads, tuple(self.needs))
         return Launch(kernel.name, (self.axes.rows, 1, 1), self.threads, tuple(self.arguments)), kernel
 
@@ -202,10 +208,17 @@ class _Rows:
             ]
         return lines
 
-    def plain_store(self) -> str:
+    def store(self) -> str:
+        """The statement that keeps a value, to be given its column."""
+        if self.write is not None:
+            return self.cache_store()
+        if self.quantise is not None:
+            self.add("u8* out", self.places.pointer(self.item))
+            self.head.append(f"__shared__ float values[{self.columns}];")
+            return "values[{at}] = {value};"
         self.add("float* out", self.places.pointer(self.item))
         width = 1 if self.root.shape[-1:] in ((), (1,)) else self.columns
-        return f"out[(i64)blockIdx.x * {width} + {{at}}] = {{value}};"
+        return f"out[(i64)block.x * {width} + {{at}}] = {{value}};"
 
     def cache_store(self) -> str:
         """To a plane [sequences, heads, capacity, columns] of numbers."""

@@ -9,7 +9,19 @@ from functools import cache
 from importlib.resources import files
 
 # In the order in which they need each other.
-LIBRARY = ("common", "blocks", "products", "gemm", "planes", "attend", "attend_many", "small", "encode", "sample")
+LIBRARY = (
+    "common",
+    "blocks",
+    "products",
+    "gemm",
+    "planes",
+    "attend",
+    "attend_codes",
+    "attend_many",
+    "small",
+    "encode",
+    "sample",
+)
 
 
 @dataclass(frozen=True)
@@ -32,8 +44,60 @@ class Kernel:
 
     @property
     def text(self) -> str:
-        head = f'extern "C" __global__ void __launch_bounds__({self.threads}) {self.name}('
-        return f"{head}\n    {', '.join(self.parameters)}) {{\n{_indented(self.body)}\n}}"
+        return _function(self.name, self.threads, self.parameters, f"const uint3 block = blockIdx;\n{self.body}")
+
+
+@dataclass(frozen=True)
+class Together:
+    """Kernels that do not wait for one another as one: the first blocks are those of the first, and so on.
+
+    parts: kernels of as many threads, each with the sizes of its grid.
+    """
+
+    parts: tuple[tuple[Kernel, tuple[int, int, int]], ...]
+
+    @property
+    def name(self) -> str:
+        return structure_name("together", [f"{kernel.name} {grid}" for kernel, grid in self.parts])
+
+    @property
+    def threads(self) -> int:
+        return self.parts[0][0].threads
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(need for kernel, _ in self.parts for need in kernel.needs)
+
+    @property
+    def family(self) -> str:
+        return "together"
+
+    @property
+    def blocks(self) -> int:
+        return sum(x * y * z for _, (x, y, z) in self.parts)
+
+    @property
+    def text(self) -> str:
+        """Each part's parameters under names of its own, which its body knows by the old ones."""
+        parameters, lines, before = [], [], 0
+        for i, (kernel, (x, y, z)) in enumerate(self.parts):
+            named = [declaration.rsplit(" ", 1) for declaration in kernel.parameters]
+            parameters += [f"{kind} of{i}_{name}" for kind, name in named]
+            here = f"(int)blockIdx.x - {before}"
+            before += x * y * z
+            lines += [
+                f"{'} else if' if i else 'if'} ((int)blockIdx.x < {before}) {{",
+                f"  const int index = {here};",
+                f"  const uint3 block = {{(u32)(index % {x}), (u32)(index / {x} % {y}), (u32)(index / {x * y})}};",
+                *(f"  {kind} {name} = of{i}_{name};" for kind, name in named),
+                *(f"  {line}" for line in kernel.body.splitlines()),
+            ]
+        return _function(self.name, self.threads, parameters, "\n".join([*lines, "}"]))
+
+
+def _function(name: str, threads: int, parameters: Iterable[str], body: str) -> str:
+    head = f'extern "C" __global__ void __launch_bounds__({threads}) {name}('
+    return f"{head}\n    {', '.join(parameters)}) {{\n{_indented(body)}\n}}"
 
 
 def structure_name(family: str, lines: Iterable[str]) -> str:
@@ -42,7 +106,7 @@ def structure_name(family: str, lines: Iterable[str]) -> str:
     return f"{family}_{hashlib.sha256(content.encode()).hexdigest()[:10]}"
 
 
-def module_source(kernels: Iterable[Kernel]) -> str:
+def module_source(kernels: Iterable[Kernel | Together]) -> str:
     """One translation unit of kernels, each once, after the library and the structures that they need."""
     kernels = {kernel.name: kernel for kernel in kernels}.values()
     needs = dict.fromkeys(need for kernel in kernels for need in kernel.needs if need)

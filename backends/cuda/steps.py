@@ -71,7 +71,7 @@ def blocks(size: Size, sizes: Mapping[str, int]) -> int:
     return -(-evaluate(size.of, sizes) // size.each) if isinstance(size, Parts) else evaluate(size, sizes)
 
 
-def known(dim: Dim) -> int:
+def known(dim: Dim | Parts) -> int:
     assert isinstance(dim, int), f"{dim} must be known when the program is compiled"
     return dim
 

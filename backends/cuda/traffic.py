@@ -13,7 +13,7 @@ from briolette.compiler.cost import Cost, Costs
 from briolette.compiler.dims import evaluate
 from briolette.compiler.ir import Node, topological
 from briolette.compiler.ops import attributes
-from briolette.compiler.plan import Plan, base, writes_cache
+from briolette.compiler.plan import Plan, base, quantises, writes_cache
 from briolette.compiler.views import view_of
 
 from ..formats import element_bytes
@@ -145,7 +145,7 @@ def _values(item: Node) -> int:
 def _size(item: Node) -> int:
     """Bytes of a value, or of an f32 weight."""
     if item.type.dtype == "q8":
-        given, columns = attributes(base(item)), known(item.shape[-1])
+        given, columns = attributes(quantises(base(item))), known(item.shape[-1])
         row = columns * (given["bits"] // 8) + 4 * (columns // given["block"] + columns // 16)
         return _count(item) // columns * (-(-row // 16) * 16)
     return 4 * _count(item)

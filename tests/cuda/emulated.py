@@ -17,6 +17,7 @@ class EmulatedDevice:
     """seed: the order of threads (None: their natural one). sanitize: see `emulator.Module`."""
 
     name = "emulated"
+    compilers = 1
 
     def __init__(self, seed: int | None = None, sanitize: str | None = None, workers: int = 1):
         self.seed, self.sanitize, self.workers = seed, sanitize, workers

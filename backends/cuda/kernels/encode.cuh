@@ -91,16 +91,15 @@ __device__ __forceinline__ void encode(
   }
 }
 
-// Rows to integers with a scale for each BLOCK, as `Integers` (products) reads them. One warp a block of BLOCK values.
-template <int COLUMNS, int BITS, int BLOCK>
-__device__ __forceinline__ void quantize(const float* x, u8* out, int stride) {
+// A row to integers with a scale for each BLOCK, as `Integers` (products) reads them: a warp for each BLOCK values.
+template <int COLUMNS, int BITS, int BLOCK, int THREADS>
+__device__ __forceinline__ void quantize(const float* x, u8* row) {
   const float LEVELS = BITS == 16 ? 127.0f * 128.0f : 127.0f;
   const int lane = threadIdx.x % 32;
-  u8* row = out + (i64)blockIdx.x * Integers<COLUMNS, BITS, BLOCK>::ROW_BYTES;
   float* scales = (float*)(row + COLUMNS * (BITS / 8));
   int* sums = (int*)(scales + COLUMNS / BLOCK);
-  for (int b = threadIdx.x / 32; b < COLUMNS / BLOCK; b += blockDim.x / 32) {
-    const float* values = x + (i64)blockIdx.x * stride + b * BLOCK;
+  for (int b = threadIdx.x / 32; b < COLUMNS / BLOCK; b += THREADS / 32) {
+    const float* values = x + b * BLOCK;
     float most = 0.0f;
 #pragma unroll
     for (int i = 0; i < BLOCK; i += 32) most = fmaxf(most, fabsf(values[i + lane]));

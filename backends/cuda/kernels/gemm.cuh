@@ -83,8 +83,8 @@ struct Gemm {
   static const int N_TILES = Shape::WIDTH / 16, M_TILES = 2;              // of 8 and of 16, for each warp
 
   struct Shared {
-    u16 x[ROWS * STRIDE];
-    u16 w[Shape::PRODUCTS * Shape::WIDTH * STRIDE];
+    __align__(16) u16 x[ROWS * STRIDE];
+    __align__(16) u16 w[Shape::PRODUCTS * Shape::WIDTH * STRIDE];
     float most[ROWS];
   };
 

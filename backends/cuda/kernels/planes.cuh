@@ -35,6 +35,7 @@ struct PlainPlane {
 // `Codec` brings BITS, the WIDTH of a block that shares a scale, and what codes stand for.
 template <class Codec, int SIZE>
 struct CodedPlane {
+  typedef Codec Kind;
   static const int BITS = Codec::BITS, WIDTH = Codec::WIDTH, SCALES = SIZE / WIDTH;
   // The first bit plane has the high bits: 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2.
   static const int HIGH = BITS == 3 ? 2 : BITS == 5 || BITS == 6 ? 4 : BITS, LOW = BITS - HIGH;

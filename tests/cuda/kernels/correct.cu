@@ -1,4 +1,4 @@
-// Correct kernels: each uses one part of CUDA that the emulator has to get right. test_emulator.py says what they compute.
+// Correct kernels: each uses a part of CUDA that the emulator has to get right. test_emulator.py says what they give.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -31,10 +31,12 @@ extern "C" __global__ void transpose(const float* x, const int2* shape, float* o
   __shared__ float tile[32][33];
   const int rows = shape->x, columns = shape->y, left = blockIdx.x * 32, top = blockIdx.y * 32;
   for (int i = threadIdx.y; i < 32; i += blockDim.y)
-    if (top + i < rows && left + threadIdx.x < columns) tile[i][threadIdx.x] = x[(top + i) * columns + left + threadIdx.x];
+    if (top + i < rows && left + threadIdx.x < columns)
+      tile[i][threadIdx.x] = x[(top + i) * columns + left + threadIdx.x];
   __syncthreads();
   for (int i = threadIdx.y; i < 32; i += blockDim.y)
-    if (left + i < columns && top + threadIdx.x < rows) out[(left + i) * rows + top + threadIdx.x] = tile[threadIdx.x][i];
+    if (left + i < columns && top + threadIdx.x < rows)
+      out[(left + i) * rows + top + threadIdx.x] = tile[threadIdx.x][i];
 }
 
 // A row of Q8_0 weights (34 bytes a block: scale, 32 codes) by int8 codes of 32 with a scale each; one warp a row.
@@ -48,7 +50,8 @@ __device__ __forceinline__ int four(const signed char* p) {
   return halves[0] | halves[1] << 16;
 }
 
-extern "C" __global__ void matvec(const Block* w, const int* codes, const float* scales, const int* blocks, float* out) {
+extern "C" __global__ void matvec(
+    const Block* w, const int* codes, const float* scales, const int* blocks, float* out) {
   const int row = blockIdx.x * blockDim.y + threadIdx.y, lane = threadIdx.x;
   float sum = 0.0f;
   for (int b = lane >> 3; b < *blocks; b += 4) {
@@ -61,7 +64,8 @@ extern "C" __global__ void matvec(const Block* w, const int* codes, const float*
 }
 
 // Floats to half and bfloat16 and back, and one fused multiply-add of pairs of halves.
-extern "C" __global__ void narrow(const float2* x, __half2* half_out, __nv_bfloat16* bfloat_out, float2* back, __half2* fused) {
+extern "C" __global__ void narrow(
+    const float2* x, __half2* half_out, __nv_bfloat16* bfloat_out, float2* back, __half2* fused) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   const __half2 h = __float22half2_rn(x[i]);
   half_out[i] = h;
@@ -95,7 +99,8 @@ extern "C" __global__ void votes(const int* x, unsigned* out) {
 }
 
 // A histogram in shared memory, added to one in global memory, and the atomics of one word each.
-extern "C" __global__ void atomics(const int* x, int* histogram, float* total, unsigned long long* count, int* extremes) {
+extern "C" __global__ void atomics(
+    const int* x, int* histogram, float* total, unsigned long long* count, int* extremes) {
   __shared__ int mine[16];
   if (threadIdx.x < 16) mine[threadIdx.x] = 0;
   __syncthreads();
@@ -203,8 +208,10 @@ extern "C" __global__ void tensor(const __half* a, const __half* b, float* out) 
   const unsigned column = unsigned(__cvta_generic_to_shared(&other[lane % 16][0]));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(left[0]), "=r"(left[1]), "=r"(left[2]), "=r"(left[3]) : "r"(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(right[0]), "=r"(right[1]) : "r"(column));
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+               : "=r"(right[0]), "=r"(right[1]) : "r"(column));
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+               "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
                : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
 #endif
@@ -221,7 +228,8 @@ extern "C" __global__ void tensor_bytes(const int* a, const int* b, int* out) {
 #ifdef BRIOLETTE_EMULATED
   emulated_mma_s8(sum, left, right, sum);
 #else
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+               "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
                : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
 #endif

@@ -6,7 +6,7 @@ constexpr unsigned FULL = 0xffffffffu;
 // ---- barriers
 extern "C" __global__ void missing_barrier(const int* x, int* out) {
   __shared__ int tile[128];
-  tile[threadIdx.x] = x[threadIdx.x];  // here: write
+  tile[threadIdx.x] = x[threadIdx.x];
   out[threadIdx.x] = tile[127 - threadIdx.x];  // here: missing_barrier
 }
 
@@ -28,9 +28,18 @@ extern "C" __global__ void missing_syncwarp(const int* x, int* out) {
   out[threadIdx.x] = other + row[threadIdx.x ^ 1];  // here: missing_syncwarp
 }
 
+// Neighbouring bytes are each thread's own, which is fine; then a word of them is not.
+extern "C" __global__ void bytes_then_words(const int* x, int* out) {
+  __shared__ __align__(4) unsigned char tile[128];
+  tile[threadIdx.x] = (unsigned char)x[threadIdx.x];
+  tile[threadIdx.x]++;
+  out[threadIdx.x] = reinterpret_cast<int*>(tile)[threadIdx.x / 4];  // here: bytes_then_words
+}
+
 // Each block reads what the next one overwrites.
 extern "C" __global__ void blocks_in_place(const int* x, int* out) {
-  if (threadIdx.x < 32) out[32 * blockIdx.x + threadIdx.x] = out[32 * blockIdx.x + threadIdx.x + 32] + 1;  // here: blocks_in_place
+  const int i = 32 * blockIdx.x + threadIdx.x;
+  if (threadIdx.x < 32) out[i] = out[i + 32] + 1;  // here: blocks_in_place
 }
 
 extern "C" __global__ void divergent_barrier(const int* x, int* out) {
@@ -69,7 +78,8 @@ extern "C" __global__ void masks_disagree(const int* x, int* out) {
 }
 
 extern "C" __global__ void reads_outside_the_mask(const int* x, int* out) {
-  if ((threadIdx.x & 31) < 16) out[threadIdx.x] = __shfl_sync(0x0000ffffu, x[threadIdx.x], 20);  // here: reads_outside_the_mask
+  if ((threadIdx.x & 31) >= 16) return;
+  out[threadIdx.x] = __shfl_sync(0x0000ffffu, x[threadIdx.x], 20);  // here: reads_outside_the_mask
 }
 
 // ---- memory

@@ -1,5 +1,5 @@
-// __nv_bfloat16 and __nv_bfloat162 as cuda_bf16.h has them, as far as kernels use them: the high half of a float, rounded
-// to nearest even.
+// __nv_bfloat16 and __nv_bfloat162 as cuda_bf16.h has them, as far as kernels use them: the high half of a float,
+// rounded to nearest even.
 #pragma once
 
 struct __nv_bfloat16_raw {
@@ -45,7 +45,9 @@ inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 x, __nv_bfloat16 y) { ret
 inline __nv_bfloat162 make_bfloat162(__nv_bfloat16 x, __nv_bfloat16 y) { return __nv_bfloat162(x, y); }
 inline __nv_bfloat162 __bfloat162bfloat162(__nv_bfloat16 x) { return __nv_bfloat162(x, x); }
 inline __nv_bfloat162 __float2bfloat162_rn(float x) { return __nv_bfloat162(__nv_bfloat16(x), __nv_bfloat16(x)); }
-inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return __nv_bfloat162(__nv_bfloat16(x), __nv_bfloat16(y)); }
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+  return __nv_bfloat162(__nv_bfloat16(x), __nv_bfloat16(y));
+}
 inline __nv_bfloat162 __float22bfloat162_rn(float2 v) { return __floats2bfloat162_rn(v.x, v.y); }
 inline float2 __bfloat1622float2(__nv_bfloat162 v) { return make_float2(float(v.x), float(v.y)); }
 inline __nv_bfloat16 __low2bfloat16(__nv_bfloat162 v) { return v.x; }
@@ -66,14 +68,18 @@ inline __nv_bfloat16 __habs(__nv_bfloat16 a) { return __ushort_as_bfloat16((unsi
 inline __nv_bfloat16 __hmax(__nv_bfloat16 a, __nv_bfloat16 b) { return __nv_bfloat16(fmaxf(float(a), float(b))); }
 inline __nv_bfloat16 __hmin(__nv_bfloat16 a, __nv_bfloat16 b) { return __nv_bfloat16(fminf(float(a), float(b))); }
 inline bool __hisnan(__nv_bfloat16 a) { return (a.bits & 0x7fff) > 0x7f80; }
-inline __nv_bfloat162 __hadd2(__nv_bfloat162 a, __nv_bfloat162 b) { return __nv_bfloat162(__hadd(a.x, b.x), __hadd(a.y, b.y)); }
-inline __nv_bfloat162 __hmul2(__nv_bfloat162 a, __nv_bfloat162 b) { return __nv_bfloat162(__hmul(a.x, b.x), __hmul(a.y, b.y)); }
+inline __nv_bfloat162 __hadd2(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return __nv_bfloat162(__hadd(a.x, b.x), __hadd(a.y, b.y));
+}
+inline __nv_bfloat162 __hmul2(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return __nv_bfloat162(__hmul(a.x, b.x), __hmul(a.y, b.y));
+}
 inline __nv_bfloat162 __hfma2(__nv_bfloat162 a, __nv_bfloat162 b, __nv_bfloat162 c) {
   return __nv_bfloat162(__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y));
 }
 
-#define BRIOLETTE_OPERATOR(sign, function)                                                                    \
-  inline __nv_bfloat16 operator sign(__nv_bfloat16 a, __nv_bfloat16 b) { return function(a, b); }             \
+#define BRIOLETTE_OPERATOR(sign, function)                                                                             \
+  inline __nv_bfloat16 operator sign(__nv_bfloat16 a, __nv_bfloat16 b) { return function(a, b); }                      \
   inline __nv_bfloat16& operator sign##=(__nv_bfloat16& a, __nv_bfloat16 b) { return a = function(a, b); }
 BRIOLETTE_OPERATOR(+, __hadd)
 BRIOLETTE_OPERATOR(-, __hsub)

@@ -81,13 +81,15 @@ inline __half hrcp(__half a) { return __half(1.0f / float(a)); }
 inline __half2 __hadd2(__half2 a, __half2 b) { return __half2(__hadd(a.x, b.x), __hadd(a.y, b.y)); }
 inline __half2 __hsub2(__half2 a, __half2 b) { return __half2(__hsub(a.x, b.x), __hsub(a.y, b.y)); }
 inline __half2 __hmul2(__half2 a, __half2 b) { return __half2(__hmul(a.x, b.x), __hmul(a.y, b.y)); }
-inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) { return __half2(__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)); }
+inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) {
+  return __half2(__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y));
+}
 inline __half2 __hmax2(__half2 a, __half2 b) { return __half2(__hmax(a.x, b.x), __hmax(a.y, b.y)); }
 inline __half2 __hmin2(__half2 a, __half2 b) { return __half2(__hmin(a.x, b.x), __hmin(a.y, b.y)); }
 inline __half2 __hneg2(__half2 a) { return __half2(__hneg(a.x), __hneg(a.y)); }
 
-#define BRIOLETTE_OPERATOR(T, sign, function)                                \
-  inline T operator sign(T a, T b) { return function(a, b); }                \
+#define BRIOLETTE_OPERATOR(T, sign, function)                                                                          \
+  inline T operator sign(T a, T b) { return function(a, b); }                                                          \
   inline T& operator sign##=(T& a, T b) { return a = function(a, b); }
 BRIOLETTE_OPERATOR(__half, +, __hadd)
 BRIOLETTE_OPERATOR(__half, -, __hsub)

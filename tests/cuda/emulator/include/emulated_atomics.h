@@ -10,20 +10,28 @@ inline T emulated_update(T* address, Change change) {
   return before;
 }
 
-#define BRIOLETTE_ARITHMETIC(T)                                                                                       \
-  inline T atomicAdd(T* p, T v) { return emulated_update(p, [v](T old) { return (T)(old + v); }); }                   \
-  inline T atomicExch(T* p, T v) { return emulated_update(p, [v](T) { return v; }); }
-#define BRIOLETTE_INTEGERS(T)                                                                                         \
-  BRIOLETTE_ARITHMETIC(T)                                                                                             \
-  inline T atomicSub(T* p, T v) { return __atomic_fetch_sub(p, v, __ATOMIC_RELAXED); }                                \
-  inline T atomicAnd(T* p, T v) { return __atomic_fetch_and(p, v, __ATOMIC_RELAXED); }                                \
-  inline T atomicOr(T* p, T v) { return __atomic_fetch_or(p, v, __ATOMIC_RELAXED); }                                  \
-  inline T atomicXor(T* p, T v) { return __atomic_fetch_xor(p, v, __ATOMIC_RELAXED); }                                \
-  inline T atomicMax(T* p, T v) { return emulated_update(p, [v](T old) { return old > v ? old : v; }); }              \
-  inline T atomicMin(T* p, T v) { return emulated_update(p, [v](T old) { return old < v ? old : v; }); }              \
-  inline T atomicCAS(T* p, T expected, T v) {                                                                         \
-    __atomic_compare_exchange(p, &expected, &v, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);                           \
-    return expected;                                                                                                  \
+#define BRIOLETTE_ARITHMETIC(T)                                                                                        \
+  inline T atomicAdd(T* p, T v) {                                                                                      \
+    return emulated_update(p, [v](T old) { return (T)(old + v); });                                                    \
+  }                                                                                                                    \
+  inline T atomicExch(T* p, T v) {                                                                                     \
+    return emulated_update(p, [v](T) { return v; });                                                                   \
+  }
+#define BRIOLETTE_INTEGERS(T)                                                                                          \
+  BRIOLETTE_ARITHMETIC(T)                                                                                              \
+  inline T atomicSub(T* p, T v) { return __atomic_fetch_sub(p, v, __ATOMIC_RELAXED); }                                 \
+  inline T atomicAnd(T* p, T v) { return __atomic_fetch_and(p, v, __ATOMIC_RELAXED); }                                 \
+  inline T atomicOr(T* p, T v) { return __atomic_fetch_or(p, v, __ATOMIC_RELAXED); }                                   \
+  inline T atomicXor(T* p, T v) { return __atomic_fetch_xor(p, v, __ATOMIC_RELAXED); }                                 \
+  inline T atomicMax(T* p, T v) {                                                                                      \
+    return emulated_update(p, [v](T old) { return old > v ? old : v; });                                               \
+  }                                                                                                                    \
+  inline T atomicMin(T* p, T v) {                                                                                      \
+    return emulated_update(p, [v](T old) { return old < v ? old : v; });                                               \
+  }                                                                                                                    \
+  inline T atomicCAS(T* p, T expected, T v) {                                                                          \
+    __atomic_compare_exchange(p, &expected, &v, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);                            \
+    return expected;                                                                                                   \
   }
 BRIOLETTE_INTEGERS(int)
 BRIOLETTE_INTEGERS(unsigned)

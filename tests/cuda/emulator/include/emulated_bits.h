@@ -44,10 +44,16 @@ inline unsigned emulated_dp4a(unsigned a, unsigned b, unsigned c) {
   for (int i = 0; i < 4; i++) c += unsigned(int(A(a >> 8 * i)) * int(B(b >> 8 * i)));
   return c;
 }
-inline int __dp4a(int a, int b, int c) { return int(emulated_dp4a<signed char, signed char>(unsigned(a), unsigned(b), unsigned(c))); }
-inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) { return emulated_dp4a<unsigned char, unsigned char>(a, b, c); }
+inline int __dp4a(int a, int b, int c) {
+  return int(emulated_dp4a<signed char, signed char>(unsigned(a), unsigned(b), unsigned(c)));
+}
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
+  return emulated_dp4a<unsigned char, unsigned char>(a, b, c);
+}
 inline int __dp4a(char4 a, char4 b, int c) { return c + a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
-inline unsigned __dp4a(uchar4 a, uchar4 b, unsigned c) { return c + unsigned(a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w); }
+inline unsigned __dp4a(uchar4 a, uchar4 b, unsigned c) {
+  return c + unsigned(a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w);
+}
 // Two halves of a by the low (or high) two bytes of b.
 inline int __dp2a_lo(int a, int b, int c) { return c + short(a) * (signed char)b + (a >> 16) * (signed char)(b >> 8); }
 inline int __dp2a_hi(int a, int b, int c) { return __dp2a_lo(a, b >> 16, c); }
@@ -58,14 +64,14 @@ inline int __mul24(int a, int b) { return int(unsigned(a << 8 >> 8) * unsigned(b
 inline unsigned __sad(int a, int b, unsigned c) { return c + unsigned(a < b ? b - a : a - b); }
 
 // Four bytes of a word at a time.
-#define BRIOLETTE_BYTES(name, T, expression)                        \
-  inline unsigned name(unsigned a, unsigned b) {                    \
-    unsigned result = 0;                                            \
-    for (int i = 0; i < 4; i++) {                                   \
-      const int x = (T)(a >> 8 * i), y = (T)(b >> 8 * i);             \
-      result |= unsigned((unsigned char)(expression)) << 8 * i;     \
-    }                                                               \
-    return result;                                                  \
+#define BRIOLETTE_BYTES(name, T, expression)                                                                           \
+  inline unsigned name(unsigned a, unsigned b) {                                                                       \
+    unsigned result = 0;                                                                                               \
+    for (int i = 0; i < 4; i++) {                                                                                      \
+      const int x = (T)(a >> 8 * i), y = (T)(b >> 8 * i);                                                              \
+      result |= unsigned((unsigned char)(expression)) << 8 * i;                                                        \
+    }                                                                                                                  \
+    return result;                                                                                                     \
   }
 inline int emulated_saturated(int x) { return x < -128 ? -128 : x > 127 ? 127 : x; }
 BRIOLETTE_BYTES(__vadd4, unsigned char, x + y)
@@ -98,10 +104,31 @@ inline double __longlong_as_double(long long x) { return emulated_bits<double>(x
 inline long long __double_as_longlong(double x) { return emulated_bits<long long>(x); }
 
 // Loads and stores with a hint for the caches.
-template <class T> inline T __ldg(const T* p) { return *p; }
-template <class T> inline T __ldca(const T* p) { return *p; }
-template <class T> inline T __ldcg(const T* p) { return *p; }
-template <class T> inline T __ldcs(const T* p) { return *p; }
-template <class T> inline void __stcg(T* p, T value) { *p = value; }
-template <class T> inline void __stcs(T* p, T value) { *p = value; }
-template <class T> inline void __stwt(T* p, T value) { *p = value; }
+template <class T>
+inline T __ldg(const T* p) {
+  return *p;
+}
+template <class T>
+inline T __ldca(const T* p) {
+  return *p;
+}
+template <class T>
+inline T __ldcg(const T* p) {
+  return *p;
+}
+template <class T>
+inline T __ldcs(const T* p) {
+  return *p;
+}
+template <class T>
+inline void __stcg(T* p, T value) {
+  *p = value;
+}
+template <class T>
+inline void __stcs(T* p, T value) {
+  *p = value;
+}
+template <class T>
+inline void __stwt(T* p, T value) {
+  *p = value;
+}

@@ -3,19 +3,22 @@
 
 namespace emulator {
 
-template <class T> struct Parameter;
-template <class T> struct Parameter<T*> {
+template <class T>
+struct Parameter;
+template <class T>
+struct Parameter<T*> {
   static constexpr char kind = 'P';
   static T* from(Word word) { return reinterpret_cast<T*>(word); }
 };
-#define BRIOLETTE_SCALAR(T, code)                     \
-  template <> struct Parameter<T> {                   \
-    static constexpr char kind = code;                \
-    static T from(Word word) {                        \
-      T value;                                        \
-      __builtin_memcpy(&value, &word, sizeof value);  \
-      return value;                                   \
-    }                                                 \
+#define BRIOLETTE_SCALAR(T, code)                                                                                      \
+  template <>                                                                                                          \
+  struct Parameter<T> {                                                                                                \
+    static constexpr char kind = code;                                                                                 \
+    static T from(Word word) {                                                                                         \
+      T value;                                                                                                         \
+      __builtin_memcpy(&value, &word, sizeof value);                                                                   \
+      return value;                                                                                                    \
+    }                                                                                                                  \
   };
 // The codes of Python's struct module.
 BRIOLETTE_SCALAR(int, 'i')
@@ -28,9 +31,12 @@ BRIOLETTE_SCALAR(float, 'f')
 BRIOLETTE_SCALAR(double, 'd')
 #undef BRIOLETTE_SCALAR
 
-template <unsigned long... I> struct Indices {};
-template <class F> struct Entry;
-template <class... P> struct Entry<void (*)(P...)> {
+template <unsigned long... I>
+struct Indices {};
+template <class F>
+struct Entry;
+template <class... P>
+struct Entry<void (*)(P...)> {
   static constexpr char kinds[] = {Parameter<P>::kind..., 0};
   template <unsigned long... I>
   static inline __attribute__((always_inline)) void call(void (*kernel)(P...), const Word* words, Indices<I...>) {

@@ -1,18 +1,21 @@
-// Mathematical functions. Approximate ones (__expf, rsqrtf, __fdividef) are exact to rounding here: a test must allow for
-// what a GPU gives.
+// Mathematical functions. Approximate ones (__expf, rsqrtf, __fdividef) are exact to rounding here: a test must allow
+// for what a GPU gives.
 #pragma once
 
 extern "C" {
 float sqrtf(float), cbrtf(float), expf(float), exp2f(float), exp10f(float), expm1f(float), logf(float), log2f(float);
-float log10f(float), log1pf(float), powf(float, float), sinf(float), cosf(float), tanf(float), asinf(float), acosf(float);
+float log10f(float), log1pf(float), powf(float, float), sinf(float), cosf(float), tanf(float), asinf(float),
+    acosf(float);
 float atanf(float), atan2f(float, float), sinhf(float), coshf(float), tanhf(float), erff(float), erfcf(float);
 float fabsf(float), floorf(float), ceilf(float), truncf(float), roundf(float), rintf(float), nearbyintf(float);
 float fmaf(float, float, float), fmodf(float, float), fmaxf(float, float), fminf(float, float), copysignf(float, float);
 float ldexpf(float, int), frexpf(float, int*), scalbnf(float, int), hypotf(float, float), fdimf(float, float);
 void sincosf(float, float*, float*);
 long lrintf(float), lroundf(float);
-double sqrt(double), exp(double), exp2(double), log(double), log2(double), pow(double, double), sin(double), cos(double);
-double fabs(double), floor(double), ceil(double), trunc(double), round(double), rint(double), fma(double, double, double);
+double sqrt(double), exp(double), exp2(double), log(double), log2(double), pow(double, double), sin(double),
+    cos(double);
+double fabs(double), floor(double), ceil(double), trunc(double), round(double), rint(double),
+    fma(double, double, double);
 double fmod(double, double), fmax(double, double), fmin(double, double), tanh(double), erf(double), ldexp(double, int);
 int abs(int), printf(const char*, ...);
 long long llabs(long long);
@@ -20,10 +23,23 @@ void *memcpy(void*, const void*, size_t), *memset(void*, int, size_t);
 }
 
 // As in CUDA, the unsuffixed names take floats too.
-#define BRIOLETTE_OVERLOAD(name) inline float name(float x) { return name##f(x); }
-BRIOLETTE_OVERLOAD(sqrt) BRIOLETTE_OVERLOAD(exp) BRIOLETTE_OVERLOAD(exp2) BRIOLETTE_OVERLOAD(log) BRIOLETTE_OVERLOAD(log2)
-BRIOLETTE_OVERLOAD(sin) BRIOLETTE_OVERLOAD(cos) BRIOLETTE_OVERLOAD(floor) BRIOLETTE_OVERLOAD(ceil) BRIOLETTE_OVERLOAD(trunc)
-BRIOLETTE_OVERLOAD(round) BRIOLETTE_OVERLOAD(rint) BRIOLETTE_OVERLOAD(tanh) BRIOLETTE_OVERLOAD(erf) BRIOLETTE_OVERLOAD(fabs)
+#define BRIOLETTE_OVERLOAD(name)                                                                                       \
+  inline float name(float x) { return name##f(x); }
+BRIOLETTE_OVERLOAD(sqrt)
+BRIOLETTE_OVERLOAD(exp)
+BRIOLETTE_OVERLOAD(exp2)
+BRIOLETTE_OVERLOAD(log)
+BRIOLETTE_OVERLOAD(log2)
+BRIOLETTE_OVERLOAD(sin)
+BRIOLETTE_OVERLOAD(cos)
+BRIOLETTE_OVERLOAD(floor)
+BRIOLETTE_OVERLOAD(ceil)
+BRIOLETTE_OVERLOAD(trunc)
+BRIOLETTE_OVERLOAD(round)
+BRIOLETTE_OVERLOAD(rint)
+BRIOLETTE_OVERLOAD(tanh)
+BRIOLETTE_OVERLOAD(erf)
+BRIOLETTE_OVERLOAD(fabs)
 #undef BRIOLETTE_OVERLOAD
 inline float pow(float x, float y) { return powf(x, y); }
 inline float fma(float x, float y, float z) { return fmaf(x, y, z); }
@@ -59,7 +75,8 @@ inline void __sincosf(float x, float* s, float* c) { sincosf(x, s, c); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
 
-// Rounded once each, never contracted into a fused multiply-add: an empty asm keeps the compiler from seeing the product.
+// Rounded once each, never contracted into a fused multiply-add: an empty asm keeps the compiler from seeing the
+// product.
 inline float emulated_opaque(float x) {
 #if defined(__x86_64__)
   asm("" : "+x"(x));
@@ -102,8 +119,8 @@ inline float min(float a, float b) { return fminf(a, b); }
 inline float max(float a, float b) { return fmaxf(a, b); }
 inline double min(double a, double b) { return fmin(a, b); }
 inline double max(double a, double b) { return fmax(a, b); }
-#define BRIOLETTE_EXTREMES(R, A, B)                                 \
-  inline R min(A a, B b) { return (R)a < (R)b ? (R)a : (R)b; }      \
+#define BRIOLETTE_EXTREMES(R, A, B)                                                                                    \
+  inline R min(A a, B b) { return (R)a < (R)b ? (R)a : (R)b; }                                                         \
   inline R max(A a, B b) { return (R)a > (R)b ? (R)a : (R)b; }
 BRIOLETTE_EXTREMES(unsigned, unsigned, unsigned)
 BRIOLETTE_EXTREMES(unsigned, int, unsigned)

@@ -7,7 +7,8 @@
 //   #endif
 //
 // Registers hold the fragments that the PTX ISA gives for these shapes ("Matrix fragments for mma.m16n8k16" and
-// "... m16n8k32"). All 32 lanes must come. Products are summed exactly and rounded once; a GPU's sums differ in last bits.
+// "... m16n8k32"). All 32 lanes must come. Products are summed exactly and rounded once; a GPU's sums differ in last
+// bits.
 #pragma once
 
 namespace emulator {
@@ -39,8 +40,10 @@ inline void multiply(void* const* operands) {
     const auto& mine = *static_cast<const MmaOperands*>(operands[lane]);
     const int group = lane / 4, within = lane % 4;
     for (int i = 0; i < 4 * Run; i++)
-      a[group + (i / Run & 1 ? 8 : 0)][within * Run + i % Run + (i >= 2 * Run ? 4 * Run : 0)] = value(element<T>(mine.a, i));
-    for (int i = 0; i < 2 * Run; i++) b[within * Run + i % Run + (i >= Run ? 4 * Run : 0)][group] = value(element<T>(mine.b, i));
+      a[group + (i / Run & 1 ? 8 : 0)][within * Run + i % Run + (i >= 2 * Run ? 4 * Run : 0)] =
+          value(element<T>(mine.a, i));
+    for (int i = 0; i < 2 * Run; i++)
+      b[within * Run + i % Run + (i >= Run ? 4 * Run : 0)][group] = value(element<T>(mine.b, i));
   }
   Out d[32][4];
   for (int lane = 0; lane < 32; lane++) {
@@ -78,7 +81,8 @@ inline void load_matrices(void* const* operands) {
     for (int j = 0; j < mine.count; j++) {
       unsigned short pair[2];
       for (int e = 0; e < 2; e++) {
-        const int row = mine.transposed ? lane % 4 * 2 + e : lane / 4, column = mine.transposed ? lane / 4 : lane % 4 * 2 + e;
+        const int row = mine.transposed ? lane % 4 * 2 + e : lane / 4,
+                  column = mine.transposed ? lane / 4 : lane % 4 * 2 + e;
         const auto& holder = *static_cast<const MatrixRow*>(operands[8 * j + row]);
         pair[e] = static_cast<const unsigned short*>(holder.address)[column];
       }
@@ -92,21 +96,25 @@ inline void load_matrices(void* const* operands) {
 // mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32
 inline void emulated_mma_f16(float* d, const unsigned* a, const unsigned* b, const float* c, BRIOLETTE_SITE) {
   emulator::MmaOperands mine{d, a, b, c};
-  emulator::emulator_collective(emulator::multiply<unsigned short, double, float, emulator::half_value, 2>, &mine, BRIOLETTE_HERE);
+  emulator::emulator_collective(emulator::multiply<unsigned short, double, float, emulator::half_value, 2>, &mine,
+                                BRIOLETTE_HERE);
 }
 // mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32
 inline void emulated_mma_bf16(float* d, const unsigned* a, const unsigned* b, const float* c, BRIOLETTE_SITE) {
   emulator::MmaOperands mine{d, a, b, c};
-  emulator::emulator_collective(emulator::multiply<unsigned short, double, float, emulator::bfloat16_value, 2>, &mine, BRIOLETTE_HERE);
+  emulator::emulator_collective(emulator::multiply<unsigned short, double, float, emulator::bfloat16_value, 2>, &mine,
+                                BRIOLETTE_HERE);
 }
 // mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32
 inline void emulated_mma_s8(int* d, const unsigned* a, const unsigned* b, const int* c, BRIOLETTE_SITE) {
   emulator::MmaOperands mine{d, a, b, c};
-  emulator::emulator_collective(emulator::multiply<signed char, long long, int, emulator::byte_value, 4>, &mine, BRIOLETTE_HERE);
+  emulator::emulator_collective(emulator::multiply<signed char, long long, int, emulator::byte_value, 4>, &mine,
+                                BRIOLETTE_HERE);
 }
 
 // ldmatrix.sync.aligned.m8n8.x1, .x2, .x4 (and .trans): lane 8 * j + r holds the address of row r of matrix j.
-inline void emulated_ldmatrix(unsigned* registers, int count, const void* row, bool transposed = false, BRIOLETTE_SITE) {
+inline void emulated_ldmatrix(unsigned* registers, int count, const void* row, bool transposed = false,
+                              BRIOLETTE_SITE) {
   const bool used = int(emulator::emulator_thread->lane) < 8 * count;
   if (used && reinterpret_cast<emulator::Word>(row) % 16)
     emulator::emulator_fault("misaligned: ldmatrix needs rows at multiples of 16 bytes", BRIOLETTE_HERE);

@@ -8,9 +8,15 @@
 #define warpSize 32
 
 inline void __syncthreads(BRIOLETTE_SITE) { emulator::emulator_barrier(emulator::Barrier::plain, 0, BRIOLETTE_HERE); }
-inline int __syncthreads_count(int p, BRIOLETTE_SITE) { return emulator::emulator_barrier(emulator::Barrier::count, p, BRIOLETTE_HERE); }
-inline int __syncthreads_and(int p, BRIOLETTE_SITE) { return emulator::emulator_barrier(emulator::Barrier::all, p, BRIOLETTE_HERE); }
-inline int __syncthreads_or(int p, BRIOLETTE_SITE) { return emulator::emulator_barrier(emulator::Barrier::any, p, BRIOLETTE_HERE); }
+inline int __syncthreads_count(int p, BRIOLETTE_SITE) {
+  return emulator::emulator_barrier(emulator::Barrier::count, p, BRIOLETTE_HERE);
+}
+inline int __syncthreads_and(int p, BRIOLETTE_SITE) {
+  return emulator::emulator_barrier(emulator::Barrier::all, p, BRIOLETTE_HERE);
+}
+inline int __syncthreads_or(int p, BRIOLETTE_SITE) {
+  return emulator::emulator_barrier(emulator::Barrier::any, p, BRIOLETTE_HERE);
+}
 
 inline void __syncwarp(unsigned mask = ~0u, BRIOLETTE_SITE) {
   emulator::emulator_warp(emulator::Operation::sync_warp, mask, 0, 0, BRIOLETTE_HERE);
@@ -40,7 +46,8 @@ inline T emulated_shuffle(unsigned mask, T value, unsigned source, emulator::Sit
   return value;
 }
 
-// Lanes form groups of `width`; a lane that would read outside of its group reads itself. (An xor may read lower groups.)
+// Lanes form groups of `width`; a lane that would read outside of its group reads itself. (An xor may read lower
+// groups.)
 template <class T>
 inline T __shfl_sync(unsigned mask, T value, int source, int width = warpSize, BRIOLETTE_SITE) {
   const int lane = int(emulator::emulator_thread->lane);
@@ -78,9 +85,9 @@ inline unsigned __match_any_sync(unsigned mask, T value, BRIOLETTE_SITE) {
   return unsigned(emulator::emulator_warp(emulator::Operation::match_any, mask, word, 0, BRIOLETTE_HERE));
 }
 
-#define BRIOLETTE_REDUCE(name, T, operation)                                                                          \
-  inline T name(unsigned mask, T value, BRIOLETTE_SITE) {                                                             \
-    return T(emulator::emulator_warp(emulator::Operation::operation, mask, unsigned(value), 0, BRIOLETTE_HERE));      \
+#define BRIOLETTE_REDUCE(name, T, operation)                                                                           \
+  inline T name(unsigned mask, T value, BRIOLETTE_SITE) {                                                              \
+    return T(emulator::emulator_warp(emulator::Operation::operation, mask, unsigned(value), 0, BRIOLETTE_HERE));       \
   }
 BRIOLETTE_REDUCE(__reduce_add_sync, unsigned, add)
 BRIOLETTE_REDUCE(__reduce_add_sync, int, add)

@@ -79,7 +79,8 @@ emulator_switch:
 #endif
 
 Fiber::Fiber(unsigned number) : number_(number) {
-  void* memory = mmap(nullptr, kGuard + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory =
+      mmap(nullptr, kGuard + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) abort();
   memory_ = static_cast<char*>(memory);
   mprotect(memory_, kGuard, PROT_NONE);

@@ -23,8 +23,24 @@ struct Site {
   const char* file;
 };
 
-enum class Operation : unsigned char { none, shuffle, ballot, any, all, sync_warp, add, minimum, maximum, signed_minimum,
-                                       signed_maximum, bit_and, bit_or, bit_xor, match_any, collective };
+enum class Operation : unsigned char {
+  none,
+  shuffle,
+  ballot,
+  any,
+  all,
+  sync_warp,
+  add,
+  minimum,
+  maximum,
+  signed_minimum,
+  signed_maximum,
+  bit_and,
+  bit_or,
+  bit_xor,
+  match_any,
+  collective
+};
 enum class Barrier : unsigned char { plain, count, all, any };
 
 // The part of a block that its kernel reads.
@@ -50,7 +66,8 @@ extern "C" {
 // The CUDA thread that runs now on this thread of the operating system.
 extern thread_local Thread* emulator_thread __attribute__((tls_model("initial-exec")));
 
-// One lane's part in a warp operation; returns when all lanes of the mask have come. `source`: lane that a shuffle reads.
+// One lane's part in a warp operation; returns when all lanes of the mask have come. `source`: lane that a shuffle
+// reads.
 Word emulator_warp(Operation operation, unsigned mask, Word value, unsigned source, Site site);
 // Lanes hand in pointers; the function runs once, when all 32 have come.
 void emulator_collective(Collective function, void* operand, Site site);

@@ -15,8 +15,8 @@ namespace {
 constexpr unsigned char kPoison = 0xff;  // NaN in every float format, -1 in integers
 
 struct Allocation {
-  Word bytes;      // asked for
-  char* mapping;   // with both guards
+  Word bytes;     // asked for
+  char* mapping;  // with both guards
   size_t length;
   bool freed;
   std::string name;
@@ -60,7 +60,8 @@ void describe_address(Word address, char* message, size_t size) {
     if (one.freed && offset >= 0 && Word(offset) < one.bytes)
       snprintf(message, size, "%s to byte %lld of %s (%llu bytes)", verb, offset, one.name.c_str(), one.bytes);
     else if (offset < 0)
-      snprintf(message, size, "%s %lld bytes before the start of %s (%llu bytes)", verb, -offset, one.name.c_str(), one.bytes);
+      snprintf(message, size, "%s %lld bytes before the start of %s (%llu bytes)", verb, -offset, one.name.c_str(),
+               one.bytes);
     else
       snprintf(message, size, "%s %lld bytes past the end of %s (%llu bytes)", verb, offset - (long long)one.bytes,
                one.name.c_str(), one.bytes);
@@ -97,7 +98,8 @@ EMULATOR_EXPORT Word emulator_check(Word address) {
   return found == allocations().end() || found->second.freed ? 1 : trespassed(address, found->second);
 }
 
-// Gives the pages back to the system. Where `keep` is not 0 their addresses stay taken, so that a later use is reported.
+// Gives the pages back to the system. Where `keep` is not 0 their addresses stay taken, so that a later use is
+// reported.
 EMULATOR_EXPORT int emulator_free(Word address, int keep) {
   std::lock_guard<std::mutex> guard(lock);
   const auto found = allocations().find(address);

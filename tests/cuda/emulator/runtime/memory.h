@@ -6,8 +6,8 @@
 
 namespace emulator {
 
-// Writes what lies at or near an address that a kernel may not touch. Takes no lock that an interrupted allocation could
-// hold: kernels do not allocate.
+// Writes what lies at or near an address that a kernel may not touch. Takes no lock that an interrupted allocation
+// could hold: kernels do not allocate.
 void describe_address(Word address, char* message, size_t size);
 
 }  // namespace emulator

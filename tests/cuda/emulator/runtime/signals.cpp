@@ -69,7 +69,7 @@ void handle(int signal, siginfo_t* info, void* context) {
 Handlers::Handlers() {
   std::lock_guard<std::mutex> guard(lock);
   if (launches++) return;
-  struct sigaction ours {};
+  struct sigaction ours{};
   ours.sa_sigaction = handle;
   ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;  // a handler that jumps away must leave its signal unblocked
   for (int i = 0; i < kCount; i++) sigaction(kSignals[i], &ours, &before[i]);

@@ -1,5 +1,5 @@
-// What -fsanitize=undefined calls where C++ leaves open what happens: instead of libubsan's printing, the launch ends with
-// a report. The layouts are the compiler's: each record starts with the place in the source.
+// What -fsanitize=undefined calls where C++ leaves open what happens: instead of libubsan's printing, the launch ends
+// with a report. The layouts are the compiler's: each record starts with the place in the source.
 #include <cstdio>
 
 #include "worker.h"
@@ -29,8 +29,16 @@ struct Bounds {
   const Type* index;
 };
 
-constexpr const char* kAccesses[] = {"load of", "store to", "reference binding to", "member access within", "member call on",
-                                     "constructor call on", "downcast of", "downcast of", "upcast of", "cast of"};
+constexpr const char* kAccesses[] = {"load of",
+                                     "store to",
+                                     "reference binding to",
+                                     "member access within",
+                                     "member call on",
+                                     "constructor call on",
+                                     "downcast of",
+                                     "downcast of",
+                                     "upcast of",
+                                     "cast of"};
 constexpr unsigned kAccessNames = sizeof kAccesses / sizeof *kAccesses;
 
 [[noreturn]] void fail(const char* message, const Place& place, void* caller) {
@@ -46,8 +54,8 @@ extern "C" EMULATOR_EXPORT void __ubsan_handle_type_mismatch_v1(const Mismatch* 
   if (address % alignment && what->access > 1) return;
   char message[400];
   if (address % alignment)
-    snprintf(message, sizeof message, "misaligned: %s address 0x%llx as %s, which needs a multiple of %llu", access, address,
-             what->type->name, alignment);
+    snprintf(message, sizeof message, "misaligned: %s address 0x%llx as %s, which needs a multiple of %llu", access,
+             address, what->type->name, alignment);
   else
     snprintf(message, sizeof message, "%s %s of type %s", access, address ? "an object too small" : "a null pointer",
              what->type->name);
@@ -60,9 +68,9 @@ extern "C" EMULATOR_EXPORT void __ubsan_handle_out_of_bounds(const Bounds* what,
   fail(message, what->place, __builtin_return_address(0));
 }
 
-#define EMULATOR_UNDEFINED(name, message)                                              \
-  extern "C" EMULATOR_EXPORT void __ubsan_handle_##name(const Place* place) {          \
-    fail(message, *place, __builtin_return_address(0));                                \
+#define EMULATOR_UNDEFINED(name, message)                                                                              \
+  extern "C" EMULATOR_EXPORT void __ubsan_handle_##name(const Place* place) {                                          \
+    fail(message, *place, __builtin_return_address(0));                                                                \
   }
 EMULATOR_UNDEFINED(add_overflow, "a sum of signed integers overflows")
 EMULATOR_UNDEFINED(sub_overflow, "a difference of signed integers overflows")

@@ -57,7 +57,8 @@ void Worker::disown(Operation operation, unsigned mask, Site site) {
   fail(message, site);
 }
 
-EMULATOR_INLINE Word Worker::warp_operation(Operation operation, unsigned mask, Word value, unsigned source, Collective function, Site site) {
+EMULATOR_INLINE Word Worker::warp_operation(Operation operation, unsigned mask, Word value, unsigned source,
+                                            Collective function, Site site) {
   Lane& lane = *static_cast<Lane*>(emulator_thread);
   Warp& warp = *lane.warp;
   const unsigned i = lane.lane;
@@ -94,15 +95,16 @@ bool Worker::resolve(Warp& warp) {
     if (const unsigned gone = mask & (warp.exited | ~warp.exists)) {
       const unsigned lane = unsigned(__builtin_ctz(gone));
       char message[200];
-      snprintf(message, sizeof message, "%s has mask 0x%08x, which names lane %u, and that lane %s", name_of(warp.operation[first]),
-               mask, lane, warp.exists >> lane & 1 ? "has returned" : "does not exist");
+      snprintf(message, sizeof message, "%s has mask 0x%08x, which names lane %u, and that lane %s",
+               name_of(warp.operation[first]), mask, lane, warp.exists >> lane & 1 ? "has returned" : "does not exist");
       report(message, warp.lanes[first], warp.site[first]);
       return false;
     }
     unsigned together = 0;
     for (unsigned rest = mask & left; rest;) {
       const unsigned i = take(rest);
-      if (warp.mask[i] == mask && warp.operation[i] == warp.operation[first] && warp.site[i].line == warp.site[first].line)
+      if (warp.mask[i] == mask && warp.operation[i] == warp.operation[first] &&
+          warp.site[i].line == warp.site[first].line)
         together |= 1u << i;
     }
     left &= ~together;
@@ -123,7 +125,8 @@ bool Worker::complete(Warp& warp, unsigned mask) {
       const unsigned i = take(rest), source = warp.source[i];
       if (!(mask >> source & 1)) {
         char message[200];
-        snprintf(message, sizeof message, "__shfl_*_sync reads lane %u, which its mask 0x%08x does not name", source, mask);
+        snprintf(message, sizeof message, "__shfl_*_sync reads lane %u, which its mask 0x%08x does not name", source,
+                 mask);
         report(message, warp.lanes[i], warp.site[i]);
         return false;
       }

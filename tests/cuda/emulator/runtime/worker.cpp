@@ -41,7 +41,7 @@ void Worker::prepare(const Launch& launch) {
   const dim3 size = launch.block;
   if (launch.races && !races_) races_ = std::make_unique<Races>();
   if (!launch.races) races_.reset();
-  if (races_) races_->start_launch();
+  if (races_) races_->start_launch(Word(launch.entry));
   if (size.x == laid_out_.x && size.y == laid_out_.y && size.z == laid_out_.z) return;
   laid_out_ = size;
   const unsigned threads = size.x * size.y * size.z;
@@ -104,8 +104,8 @@ void Worker::abandon() {
   }
 }
 
-// An idle fiber may go on in another thread of the operating system than it was left in, and compilers keep the address of
-// thread-local variables over calls. So what uses such variables is a function that ends before the switch.
+// An idle fiber may go on in another thread of the operating system than it was left in, and compilers keep the address
+// of thread-local variables over calls. So what uses such variables is a function that ends before the switch.
 void Worker::lane_main() {
   Worker& worker = *running_worker;
   for (;;) {
@@ -173,7 +173,8 @@ void Worker::start_pass(Warp& warp) {
 
 void Worker::start_round() {
   if (launch_->seeded)
-    for (unsigned i = unsigned(warp_order_.size()) - 1; i > 0; i--) std::swap(warp_order_[i], warp_order_[random(i + 1)]);
+    for (unsigned i = unsigned(warp_order_.size()) - 1; i > 0; i--)
+      std::swap(warp_order_[i], warp_order_[random(i + 1)]);
   warp_position_ = 0;
   start_pass(warps_[warp_order_[0]]);
 }
@@ -220,8 +221,9 @@ bool Worker::end_round() {
     for (Warp& warp : warps_)
       if (warp.at_barrier) {
         char message[200];
-        snprintf(message, sizeof message, "__syncthreads waits for %u threads that have returned, thread (%u, %u, %u) first",
-                 exited_, gone.index.x, gone.index.y, gone.index.z);
+        snprintf(message, sizeof message,
+                 "__syncthreads waits for %u threads that have returned, thread (%u, %u, %u) first", exited_,
+                 gone.index.x, gone.index.y, gone.index.z);
         report(message, warp.lanes[__builtin_ctz(warp.at_barrier)], barrier_site_);
         return false;
       }
@@ -239,8 +241,8 @@ bool Worker::end_round() {
 
 void Worker::diverge(Site site) {
   char message[300];
-  snprintf(message, sizeof message, "divergent __syncthreads: other threads wait in the one at %s:%d", barrier_site_.file,
-           barrier_site_.line);
+  snprintf(message, sizeof message, "divergent __syncthreads: other threads wait in the one at %s:%d",
+           barrier_site_.file, barrier_site_.line);
   fail(message, site);
 }
 
@@ -305,11 +307,12 @@ void Worker::note_access(Word address, unsigned bytes, bool write, bool atomic, 
   const unsigned thread = unsigned(&lane - lanes_.data());
   const Races::Access* other = races_->note(address, bytes, shared(place), write, atomic, thread, counter);
   if (!other) return;
-  const uint3 index = lanes_[other->thread].index, block = other->block;
+  const uint3 index = lanes_[other->thread].index, block = races_->block_of(*other);
   char message[300];
-  snprintf(message, sizeof message, "race: nothing orders this %s and the access by thread (%u, %u, %u) of block (%u, %u, %u)",
+  snprintf(message, sizeof message,
+           "race: nothing orders this %s and the access by thread (%u, %u, %u) of block (%u, %u, %u)",
            write ? "write" : "read", index.x, index.y, index.z, block.x, block.y, block.z);
-  fail(message, lane.warp->site[lane.lane], counter, other->counter);
+  fail(message, lane.warp->site[lane.lane], counter, races_->counter_of(*other));
 }
 
 void Worker::note_fence() {
