@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -98,18 +98,25 @@ class Emitter:
         """In an order in which each finds its operands made; `kernels` grows by what they call. Kernels of a wave do
         not wait for one another: those that can become one."""
         found: list[Launch] = []
+        for parts in self.parts():
+            launch, kernel = joined([made for _, made in parts])
+            found.append(launch)
+            self.kernels.append(kernel)
+        return found
+
+    def parts(self) -> Iterator[list[tuple[Node, Made]]]:
+        """Of each launch, in order, what is joined in it: nodes, and what each would be by itself."""
         for _, steps in groupby(self.plan.steps, lambda step: step.wave):
-            alone: list[Made] = []
-            beside: dict[int, list[Made]] = {}
+            alone: list[list[tuple[Node, Made]]] = []
+            beside: dict[int, list[tuple[Node, Made]]] = {}
             for step in steps:
                 made = self.step(step.node)
                 launch, kernel = made[0]
-                fits = len(made) == 1 and kernel.family in TOGETHER and all(isinstance(n, int) for n in launch.grid)
-                (beside.setdefault(launch.threads, []) if fits else alone).extend(made)
-            for launch, kernel in [*alone, *map(joined, beside.values())]:
-                found.append(launch)
-                self.kernels.append(kernel)
-        return found
+                if len(made) == 1 and kernel.family in TOGETHER and all(isinstance(n, int) for n in launch.grid):
+                    beside.setdefault(launch.threads, []).append((step.node, made[0]))
+                else:
+                    alone += [[(step.node, one)] for one in made]
+            yield from (*alone, *beside.values())
 
     def step(self, item: Node) -> list[Made]:
         if item.op == "fused":

@@ -18,12 +18,13 @@ from briolette.compiler.views import view_of
 
 from ..formats import element_bytes
 from .attend import scratch_bytes
-from .emit import Emitter, Layout
+from .emit import Emitter, Layout, Made, joined
 from .planes import CachePlane
-from .source import Kernel
+from .source import Kernel, Together
 from .steps import Argument, Launch, blocks, known, row_stride
 
 ONE = {"T": 1}  # token in a step
+MERGE = "attend_merge"  # the kernel that puts parts of attention together
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ class Read:
 
 @dataclass(frozen=True)
 class Use:
-    """One launch in a step: of which node it is a part; weights, bytes of the cache, and of values read and written."""
+    """One launch in a step: the nodes that it computes, and what is read and written: of weights, of the cache, of
+    values, in bytes."""
 
-    node: Node
-    kernel: Kernel
+    nodes: tuple[Node, ...]
+    families: tuple[str, ...]  # of the kernels that are joined in it
+    kernel: Kernel | Together
     launch: Launch
     reads: tuple[Read, ...]
     cache: int
@@ -65,7 +68,16 @@ def uses(plan: Plan, layout: Layout, depth: int) -> list[Use]:
     """The launches of a decode step whose token stands at position `depth`, in order."""
     assert plan.rows == 1, "only a step of one token reads each of its weights once"
     emitter = Emitter(plan, layout, tiles=True)
-    return [use for step in plan.steps for use in _of_step(step.node, emitter, depth)]
+    found = []
+    for parts in emitter.parts():
+        launch, kernel = joined([made for _, made in parts])
+        each = [_moved(item, made, emitter, depth) for item, made in parts]
+        reads = tuple(read for moved in each for read in moved[0])
+        families = tuple(kernel.family for _, (_, kernel) in parts)
+        nodes = tuple(item for item, _ in parts)
+        cache, values = (sum(moved[i] for moved in each) for i in (1, 2))
+        found.append(Use(nodes, families, kernel, launch, reads, cache, values))
+    return found
 
 
 def needed(plan: Plan, depth: int) -> Cost:
@@ -73,20 +85,16 @@ def needed(plan: Plan, depth: int) -> Cost:
     return Costs(plan.module, element_bytes, 1, depth + 1).total()
 
 
-def _of_step(item: Node, emitter: Emitter, depth: int) -> Iterator[Use]:
-    made = emitter.step(item)
-    reads = tuple(_reads(item, made[0][0], emitter))
+def _moved(item: Node, made: Made, emitter: Emitter, depth: int) -> tuple[tuple[Read, ...], int, int]:
+    """What one kernel reads of weights, its bytes of the cache, and its bytes of values."""
+    launch, kernel = made
     values = _values(item)
     if item.op != "attend":
-        cache = _written(item, emitter.layout)
-        ((launch, kernel),) = made
-        yield Use(item, kernel, launch, reads, cache, values)
-        return
-    cache, kept = _seen(item, emitter.layout, depth), scratch_bytes(item)
-    (launch, kernel), (merging, merge) = made
-    out = _size(item)
-    yield Use(item, kernel, launch, reads, cache, values - out + kept)
-    yield Use(item, merge, merging, (), 0, kept + out)
+        return tuple(_reads(item, launch, emitter)), _written(item, emitter.layout), values
+    kept, out = scratch_bytes(item), _size(item)
+    if kernel.family == MERGE:
+        return (), 0, kept + out
+    return (), _seen(item, emitter.layout, depth), values - out + kept
 
 
 def _reads(item: Node, launch: Launch, emitter: Emitter) -> Iterator[Read]:

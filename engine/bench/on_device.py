@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -11,7 +12,9 @@ from typing import Any, cast
 from briolette.backends.cuda.compilation import rows_of
 from briolette.backends.cuda.engine import CudaEngine
 from briolette.backends.cuda.measure import Timed, copy_bandwidth, kernel_times
+from briolette.backends.cuda.traffic import MERGE, Use
 from briolette.compiler.errors import BrioletteError
+from briolette.compiler.ir import Node
 from briolette.engine.gguf import GgufFile
 from briolette.engine.model import Model, load
 from briolette.engine.telling import Telling
@@ -122,6 +125,26 @@ def measure_on_device(
     return found
 
 
+def described(use: Use) -> str:
+    """What a launch does."""
+    names = ("parts together" if family == MERGE else kernel_name(item) for item, family in _parts(use))
+    return "; ".join(_counted(names))
+
+
+def families(use: Use) -> str:
+    """The families of the kernels that are joined in a launch."""
+    return " + ".join(dict.fromkeys(use.families))
+
+
+def _parts(use: Use) -> Iterator[tuple[Node, str]]:
+    return zip(use.nodes, use.families, strict=True)
+
+
+def _counted(names: Iterable[str]) -> Iterator[str]:
+    for name, count in Counter(names).items():
+        yield name if count == 1 else f"{count} x {name}"
+
+
 def result_rows(found: DeviceMeasured) -> list[list[str]]:
     """A row for each case."""
     rows = [["test", "depth", "tok/s", "(lowest to highest)", "read", "of copy"]]
@@ -145,7 +168,7 @@ def kernel_rows(found: DeviceMeasured, depth: int) -> list[list[str]]:
     for one in found.kernels[depth]:
         rate = one.bytes / one.seconds
         told = [f"{1e6 * one.seconds:.1f}", f"{one.bytes / 1e6:.3f}", f"{rate / 1e9:.1f}", f"{rate / found.copy:.0%}"]
-        rows.append([one.use.kernel.family, kernel_name(one.use.node), str(one.calls), *told])
+        rows.append([families(one.use), described(one.use), str(one.calls), *told])
     return rows
 
 
@@ -166,8 +189,8 @@ def measured_json(found: DeviceMeasured) -> dict[str, Any]:
     kernels = [
         {
             "depth": depth,
-            "family": one.use.kernel.family,
-            "what": kernel_name(one.use.node),
+            "families": list(one.use.families),
+            "what": described(one.use),
             "calls": one.calls,
             "bytes": one.bytes,
             "seconds": one.seconds,

@@ -14,7 +14,7 @@ from briolette.backends.cuda.source import module_source
 from briolette.backends.cuda.traffic import Use, needed, uses
 from briolette.compiler.cost import Cost
 from briolette.compiler.errors import BrioletteError
-from briolette.engine.bench.profile import kernel_name
+from briolette.engine.bench.on_device import described, families
 from briolette.engine.gguf import open_gguf
 from briolette.engine.model import options_for
 from briolette.engine.source import source_of
@@ -126,7 +126,7 @@ def _rows(step: Step, architecture: int, bandwidth: float | None) -> list[list[s
     for row in step.rows:
         use = row.use
         grid = " x ".join(str(n) for n in use.grid if n > 1) or "1"
-        cells = [use.kernel.family, _what(use), str(row.calls), grid, str(use.launch.threads)]
+        cells = [families(use), described(use), str(row.calls), grid, str(use.launch.threads)]
         if step.taken:
             taken = step.taken[use.kernel.name]
             share = occupancy(use.launch.threads, taken, architecture, use.launch.shared)
@@ -135,11 +135,6 @@ def _rows(step: Step, architecture: int, bandwidth: float | None) -> list[list[s
         cells.append(f"{row.bytes / 1e6:.3f}")
         found.append([*cells, *([f"{row.bytes / bandwidth / 1e3:.1f}"] if bandwidth else [])])
     return found
-
-
-def _what(use: Use) -> str:
-    name = kernel_name(use.node)
-    return f"{name}: parts together" if use.kernel.family == "attend_merge" else name
 
 
 def _totals(step: Step, bandwidth: float | None) -> list[str]:
@@ -165,8 +160,8 @@ def _json(step: Step, architecture: int, bandwidth: float | None) -> dict[str, A
         use, taken = row.use, step.taken.get(row.use.kernel.name)
         entry: dict[str, Any] = {
             "kernel": use.kernel.name,
-            "family": use.kernel.family,
-            "what": _what(use),
+            "families": list(use.families),
+            "what": described(use),
             "calls": row.calls,
             "grid": list(use.grid),
             "threads": use.launch.threads,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulated import EmulatedDevice
 
 from briolette.backends.cuda.choosing import THREADS, sample_kernel, wish
 from briolette.backends.cuda.source import module_source
 from briolette.engine.sampling import Sampler, Sampling
+
+from devices import opened as open_device
 
 VOCABULARY = 1537
 HISTORY = [3, 8, 8, 1200, 41]
@@ -18,7 +19,7 @@ class Choosing:
     """The kernel on the device."""
 
     def __init__(self) -> None:
-        self.device, kernel = EmulatedDevice(seed=1), sample_kernel(VOCABULARY)
+        self.device, kernel = open_device(seed=1), sample_kernel(VOCABULARY)
         self.kernel = self.device.module(module_source([kernel])).kernel(kernel.name)
 
     def __call__(self, logits: np.ndarray, sampling: Sampling, random: float | None = None) -> int:

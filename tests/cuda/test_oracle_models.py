@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from emulated import EmulatedDevice
 from running import error
 
 from briolette.backends.base import Options, Weights
 from briolette.backends.cuda import engine as cuda
 from briolette.backends.reference import ReferenceEngine
 from tests.test_oracle import CHUNK, CONTEXT, OURS, TOLERANCE, WHOLE, opened
+
+from devices import opened as open_device
 
 # In f16 and integers: models that enlarge rounding errors a hundred times (their bounds above) are left out.
 BOUNDS = {"gemma3_scaled": 4e-3, "gemma4_moe": 4e-3}  # large scores, and a router: both move with roundings
@@ -23,7 +24,7 @@ STEADY = ("gemma4_plain", "gemma4_moe", "gemma3_scaled", "gemma2_caps", "llama_s
 def engine_of(name: str, **options: object) -> cuda.CudaEngine:
     file, module, _ = opened(name)
     given = Options(**{"context": CONTEXT, "chunk": CHUNK, "weights": "mapped"} | options)
-    return cuda.compile(module, Weights(file.tensor_bytes), given, EmulatedDevice())
+    return cuda.compile(module, Weights(file.tensor_bytes), given, open_device())
 
 
 @pytest.fixture(params=OURS)
