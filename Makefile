@@ -19,13 +19,14 @@ TOKENS ?= 96
 SAMPLING ?= --temperature 0.7 --top-k 40 --repeat-penalty 1.1 --seed 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench peers oracle clean
+.PHONY: help demo test check bench gpu peers oracle clean
 
 help:
 	@echo "make demo     install, put Gemma 3 270M together, compile it and stream a text"
 	@echo "make test     install and run the whole test suite"
 	@echo "make check    lint, format, types, generated pages"
 	@echo "make bench    speed on this machine, llama.cpp beside it in the same run (installs the peers)"
+	@echo "make gpu      validate and measure the CUDA backend on this machine's GPU, in under ten minutes"
 	@echo "make peers    compare with llama.cpp and transformers (slow; installs both into $(PEERS))"
 	@echo "make oracle   make the tiny reference models of tests/oracle again, with transformers"
 	@echo "make clean    remove what these commands made here"
@@ -86,6 +87,9 @@ check: $(VENV)/.dev $(VENV)/src/briolette
 
 bench: $(VENV)/.demo $(PEERS)/.made
 	@$(BIN)/python tests/peers/bench.py --peer $(PEERS)/bin/python
+
+gpu: $(VENV)/.dev
+	@$(BIN)/python tests/cuda/gpu.py
 
 peers: $(PEERS)/.made
 	@$(PEERS)/bin/python -m pytest -m peers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,13 @@ from .device import U8, Grid
 
 LEAST = 80  # compute capability, times ten: integer products, 16-bit tensor cores, asynchronous copies
 OPTIONS = ("-std=c++17",)
+# Some 30 ms.
+SPIN = """extern "C" __global__ void spin() {
+  const long long begin = clock64();
+  while (clock64() - begin < 50000000LL) {
+  }
+}
+"""
 
 
 class CupyModule:
@@ -110,14 +118,19 @@ class CupyDevice:
             graph = self.stream.end_capture()
         return lambda: graph.launch(stream=self.stream)
 
-    def time(self, work: Callable[[], None]) -> float:
-        """See `device.Device.time`."""
-        start, stop = self.cupy.cuda.Event(), self.cupy.cuda.Event()
-        start.record(self.stream)
-        work()
-        stop.record(self.stream)
-        stop.synchronize()
-        return float(self.cupy.cuda.get_elapsed_time(start, stop)) / 1e3
+    def timeline(self, works: Sequence[Callable[[], None]]) -> list[float]:
+        """See `device.Device.timeline`. The device is kept busy until the host has asked for enough: launches from
+        Python take longer than small kernels."""
+        cuda = self.cupy.cuda
+        spin = self.module(SPIN).kernel("spin")
+        events = [cuda.Event() for _ in range(len(works) + 1)]
+        self.launch(spin, (1, 1, 1), 1, ())
+        events[0].record(self.stream)
+        for work, event in zip(works, events[1:], strict=True):
+            work()
+            event.record(self.stream)
+        events[-1].synchronize()
+        return [float(cuda.get_elapsed_time(*pair)) / 1e3 for pair in pairwise(events)]
 
     def room(self) -> int:
         """See `device.Device.room`."""

@@ -52,8 +52,9 @@ class Device(Protocol):
         """What `work` launches as one thing that can be asked for again and again: a function that does so."""
         ...
 
-    def time(self, work: Callable[[], None]) -> float:
-        """Seconds that the device takes for what `work` launches, by its own clock."""
+    def timeline(self, works: Sequence[Callable[[], None]]) -> list[float]:
+        """Seconds that the device takes for what each of some functions launches, by its own clock: one after another,
+        without waiting for the host in between."""
         ...
 
     def room(self) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ..base import checked
 from .device import Device
 from .engine import CudaEngine
-from .steps import Launch
 from .traffic import Use, uses
 
 THREADS, TRIES, EACH = 256, 5, 4
@@ -29,8 +28,8 @@ def copy_bandwidth(device: Device, size: int = COPIED, blocks: int = 1 << 14) ->
         for _ in range(EACH):
             device.launch(kernel, (blocks, 1, 1), THREADS, [here, there])
 
-    device.time(copies)
-    seconds = min(device.time(copies) for _ in range(TRIES))
+    device.timeline([copies])
+    seconds = min(device.timeline([copies] * TRIES))
     device.free(here)
     device.free(there)
     return 2 * size * EACH / seconds
@@ -47,23 +46,20 @@ class Timed:
 
 
 def kernel_times(engine: CudaEngine, depth: int, tries: int = TRIES) -> list[Timed]:
-    """The kernels of a decode step at a position, longest first, each with all of its launches one after another: the
-    best of some tries. What the cache holds does not matter. The engine's sequence is overwritten there."""
+    """The kernels of a decode step at a position, longest first, each with all of its launches: of each launch the best
+    of some steps. What the cache holds does not matter; the sequence is overwritten at that position."""
     loaded = engine.group("decode")
     program = loaded.programs["decode"]
     engine.call(loaded, "decode", checked([1], depth, engine.compilation.token_ids, engine.options))
-    grouped: dict[str, list[Use]] = {}
-    for use in uses(program.plan, loaded.made.layout, depth):
-        grouped.setdefault(use.kernel.name, []).append(use)
-
-    def start(launches: list[Launch]) -> None:
-        for launch in launches:
-            loaded.start(launch, {"T": 1})
-
-    found = []
-    for some in grouped.values():
-        run = engine.device.graph(partial(start, [use.launch for use in some]))  # Python would be slower than kernels
-        run()
-        best = min(engine.device.time(run) for _ in range(tries))
-        found.append(Timed(some[0], len(some), sum(use.bytes for use in some), best))
-    return sorted(found, key=lambda timed: -timed.seconds)
+    launches = [partial(loaded.start, launch, {"T": 1}) for launch in program.launches]
+    _, *steps = [engine.device.timeline(launches) for _ in range(tries + 1)]
+    best = map(min, zip(*steps, strict=True))
+    found: dict[str, Timed] = {}
+    for use, seconds in zip(
+        uses(program.plan, loaded.made.layout, depth), map(min, zip(*steps[1:], strict=True)), strict=True
+    ):
+        before = found.get(use.kernel.name, Timed(use, 0, 0, 0.0))
+        found[use.kernel.name] = replace(
+            before, calls=before.calls + 1, bytes=before.bytes + use.bytes, seconds=before.seconds + seconds
+        )
+    return sorted(found.values(), key=lambda timed: -timed.seconds)

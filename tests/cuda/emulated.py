@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import emulator
@@ -62,10 +63,13 @@ class EmulatedDevice:
 
         return replay
 
-    def time(self, work: Callable[[], None]) -> float:
-        begin = time.perf_counter()
-        work()
-        return time.perf_counter() - begin
+    def timeline(self, works: Sequence[Callable[[], None]]) -> list[float]:
+        """The host's time, which says nothing of a GPU's."""
+        stamps = [time.perf_counter()]
+        for work in works:
+            work()
+            stamps.append(time.perf_counter())
+        return [end - begin for begin, end in pairwise(stamps)]
 
     def room(self) -> int:
         return 1 << 34
