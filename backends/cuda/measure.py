@@ -55,9 +55,7 @@ def kernel_times(engine: CudaEngine, depth: int, tries: int = TRIES) -> list[Tim
     _, *steps = [engine.device.timeline(launches) for _ in range(tries + 1)]
     best = map(min, zip(*steps, strict=True))
     found: dict[str, Timed] = {}
-    for use, seconds in zip(
-        uses(program.plan, loaded.made.layout, depth), map(min, zip(*steps[1:], strict=True)), strict=True
-    ):
+    for use, seconds in zip(uses(program.plan, loaded.made.layout, depth), best, strict=True):
         before = found.get(use.kernel.name, Timed(use, 0, 0, 0.0))
         found[use.kernel.name] = replace(
             before, calls=before.calls + 1, bytes=before.bytes + use.bytes, seconds=before.seconds + seconds
