@@ -62,6 +62,7 @@ class CupyDevice:
     def free(self, address: int) -> None:
         """See `device.Device.free`."""
         self.stream.synchronize()
+        self.pinned.pop(address, None)  # what comes to lie there may be larger
         self.held.pop(address)
 
     def write(self, address: int, data: U8) -> None:

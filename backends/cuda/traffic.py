@@ -75,7 +75,7 @@ def uses(plan: Plan, layout: Layout, depth: int) -> list[Use]:
         reads = tuple(read for moved in each for read in moved[0])
         families = tuple(kernel.family for _, (_, kernel) in parts)
         nodes = tuple(item for item, _ in parts)
-        cache, values = (sum(moved[i] for moved in each) for i in (1, 2))
+        cache, values = sum(moved[1] for moved in each), sum(moved[2] for moved in each)
         found.append(Use(nodes, families, kernel, launch, reads, cache, values))
     return found
 
@@ -155,7 +155,7 @@ def _size(item: Node) -> int:
     if item.type.dtype == "q8":
         given, columns = attributes(quantises(base(item))), known(item.shape[-1])
         row = columns * (given["bits"] // 8) + 4 * (columns // given["block"] + columns // 16)
-        return _count(item) // columns * (-(-row // 16) * 16)
+        return _count(item) // columns * int(-(-row // 16) * 16)
     return 4 * _count(item)
 
 
