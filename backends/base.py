@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,8 +92,17 @@ class PlaneMemory:
 
 
 @dataclass(frozen=True)
+class Room:
+    """Bytes that are free on a device, and its name."""
+
+    bytes: int
+    device: str
+
+
+@dataclass(frozen=True)
 class Memory:
-    """What an engine takes, in bytes.
+    """What an engine takes, in bytes: of the host's memory, or, where a backend has a device (`DeviceBackend`), what
+    `allocated` names of the device's and the rest of the host's.
 
     mapped: tensors read where they lie in the file. rows: those of them that are only looked up in, with
     the bytes of a row. decoded: tensors kept as f32 beside the file. packed: tensors kept in the order of the
@@ -160,6 +169,10 @@ class Engine(Protocol):
         program is another than that of `step`."""
         ...
 
+    def prepare(self) -> None:
+        """Does now what the first step would: compiles the programs that it needs, and loads their weights."""
+        ...
+
     def rewindable(self, end: int, to: int, sequence: int = 0) -> bool:
         """Whether, with `end` positions of a sequence cached, its next step may start at `to`: ring buffers forget."""
         ...
@@ -182,6 +195,30 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How a token is to be chosen from logits: the options of `engine.sampling.Sampling`, the tokens that the penalty
+    is for, each once, and a random number from 0 to 1."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    penalty: float
+    recent: tuple[int, ...]
+    random: float
+
+
+@runtime_checkable
+class Chooses(Protocol):
+    """An engine that chooses tokens where its logits are."""
+
+    def choose(self, token: int, position: int, choice: Choice, sequence: int = 0) -> int | None:
+        """Runs one token as `Engine.step` does, and chooses the one after it: -1 where logits are not numbers, None
+        where it cannot, and has not run the token."""
+        ...
+
+
 class Backend(Protocol):
     """Compiles an unrolled module (before `optimise`) for a model. Where a source is wanted, a module is one, too."""
 
@@ -199,6 +236,14 @@ class Backend(Protocol):
 
     def memory(self, source: Source | Module, cache: str) -> Callable[[Options], Memory]:
         """What an engine with a KV cache of that type will take, by its other options. Allocates nothing."""
+        ...
+
+
+class DeviceBackend(Backend, Protocol):
+    """A backend whose engines allocate in the memory of a device of its own."""
+
+    def room(self) -> Room:
+        """What is free there now. Raises BrioletteError that says what is missing where there is no such device."""
         ...
 
 

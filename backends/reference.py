@@ -100,6 +100,9 @@ class ReferenceEngine:
             "tables": 0,
         }
 
+    def prepare(self) -> None:
+        """See `base.Engine.prepare`: there is nothing to do."""
+
     def close(self) -> None:
         for cache in self.caches:
             cache.clear()

@@ -14,6 +14,7 @@ from .ir import Module, Node, topological, users
 from .ops import OPS, attributes
 
 ALIGN = 64
+LINE = 16  # bytes that a backend may want rows of integers to begin at a multiple of
 SIZES = {"f32": 4, "i32": 4}
 LEAVES = frozenset({"const", "weight", "dequant", "pack", "tokens", "position"})  # dequant and pack are made at load
 
@@ -134,11 +135,18 @@ def _place(values: list[tuple[Node, int, int]], rows: int) -> tuple[dict[Node, B
 def _bytes(item: Node, rows: int) -> int:
     """What a result takes. Quantised rows lie in whole tiles, with a scale and sums for each block."""
     if item.type.dtype == "q8":
-        given = attributes(item)
+        given = attributes(quantises(item))
         count = evaluate(product(item.shape[:-1]), {"T": rows})
         padded: int = -(-count // given["tile"]) * given["tile"]
-        return quantised_bytes(evaluate(item.shape[-1], {}), given["bits"], given["block"]) * padded
+        row = quantised_bytes(evaluate(item.shape[-1], {}), given["bits"], given["block"])
+        return -(-row // LINE) * LINE * padded
     return SIZES[item.type.dtype] * evaluate(product(item.shape), {"T": rows})
+
+
+def quantises(item: Node) -> Node:
+    """The `quantize` that a kernel of quantised rows ends in."""
+    found: Node = item["block"].result if item.op == "fused" else item
+    return found
 
 
 def quantised_bytes(columns: int, bits: int, block: int) -> int:

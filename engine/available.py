@@ -10,6 +10,8 @@ from pathlib import Path
 
 from briolette.compiler.errors import BrioletteError
 
+from .backends import room_of
+
 PREFIXES = "KMGT"
 _SIZE = re.compile(r"\s*(?P<number>\d{1,15}(?:\.\d{0,6})?)\s*(?P<unit>[KMGT]I?B|[KMGT]|B?)\s*", re.IGNORECASE)
 
@@ -53,6 +55,16 @@ def parsed_size(text: str) -> int:
     power = 1 + PREFIXES.index(unit[0]) if unit[:1] in tuple(PREFIXES) else 0
     base = 1000 if len(unit) == 2 else 1024
     return int(float(found["number"]) * base**power)
+
+
+def memory_for(backend: str) -> Available:
+    """What engines of a backend have to fit into: a device's memory where it has one, else the host's. Raises
+    BrioletteError where the device is missing."""
+    room = room_of(backend)
+    if room is None:
+        return available_memory()
+    found = room()
+    return Available(found.bytes, f"the {found.device} has free")
 
 
 def available_memory(root: Path = Path("/")) -> Available:

@@ -10,9 +10,10 @@ from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header
 
 from .available import Available
+from .backends import room_of
 from .gguf import GgufFile
 from .memory import Planner
-from .words import size
+from .words import many, size
 
 if TYPE_CHECKING:
     from briolette.compiler.ir import Module
@@ -31,8 +32,12 @@ def fitted(
     Pages of the file are not counted: the system reads them when they are wanted, and may drop them. asked: whether
     weights shall be kept as the options say and in no other way; where that does not fit, BrioletteError tells what
     would. Raises it, too, for a source that cannot be compiled.
+
+    What lies on a device takes the same however weights are kept: there, too little memory is always an error.
     """
     planner = Planner(file, source, options.cache, backend)
+    if room_of(backend) is not None:
+        return _on_device(planner, file, options, given)
     needed: dict[str, int] = {}
     for weights in WEIGHTS[WEIGHTS.index(options.weights) :]:
         needed[weights] = planner.beside_file(replace(options, weights=weights))
@@ -48,3 +53,18 @@ def fitted(
             "(--weights, or weights=); a smaller context takes less, too"
         )
     return replace(options, weights=weights)
+
+
+def _on_device(planner: Planner, file: GgufFile | Header, options: Options, given: Available) -> Options:
+    needed = planner.beside_file(options)
+    if needed > given.bytes:
+        plan = planner.plan(options)
+        header = file if isinstance(file, Header) else file.header
+        raise BrioletteError(
+            f"{header.source} takes {size(needed)} of a device's memory ({size(plan.packed + plan.decoded)} weights, "
+            f"{size(plan.kv_bytes)} KV cache of {many(options.context, 'token')}, "
+            f"{size(plan.arena + plan.scratch + plan.addresses)} results within a step), more than the "
+            f"{size(given.bytes)} that {given.source}: take a smaller context (--context), a compressed cache (--kv "
+            "balanced), a smaller model or --backend cpu"
+        )
+    return options

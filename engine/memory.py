@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from briolette.backends.base import Memory, Options, PlaneMemory, Source
 from briolette.compiler.header import Header
 
-from .backends import backend_named
+from .backends import backend_named, room_of
 from .gguf import GgufFile
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class MemoryPlan:
     kind of layer. arena: results within a step. scratch: the threads' own. addresses: where native code finds
     weights and planes. logits: of the last step and the next. metadata: the vocabulary and other keys, in the mapped
     file. Two estimates: process, of all else (interpreter, libraries, tokenizer, programs), and compiling, of what
-    the run adds that compiles the programs; later runs find them compiled.
+    the run adds that compiles the programs; later runs find them compiled. With a backend that has a device, decoded,
+    packed, kv, arena, scratch and addresses lie there, and everything else in the host's memory.
     """
 
     backend: str
@@ -71,6 +72,7 @@ class MemoryPlan:
     metadata: int
     process: int
     compiling: int
+    on_device: bool = False  # whether all that an engine allocates beside the file lies in a device's memory
 
     @property
     def kv_bytes(self) -> int:
@@ -84,16 +86,32 @@ class MemoryPlan:
     @property
     def allocated(self) -> int:
         """Bytes that the engine takes beside the file."""
-        return self.decoded + self.packed + self.kv_bytes + self.arena + self.scratch + self.addresses + self.logits
+        return self._held + self.logits
+
+    @property
+    def _held(self) -> int:
+        """Bytes that the engine keeps between steps."""
+        return self.decoded + self.packed + self.kv_bytes + self.arena + self.scratch + self.addresses
+
+    @property
+    def device(self) -> int:
+        """Bytes of a device's memory; 0 where an engine works in the host's."""
+        return self._held if self.on_device else 0
 
     @property
     def beside_file(self) -> int:
-        """What has to be there for it to run at all."""
-        return self.peak - self.mapped
+        """What has to be there for it to run at all: on the device, where there is one."""
+        return self.device if self.on_device else self.peak - self.mapped
 
     @property
     def peak(self) -> int:
-        return self.mapped + self.allocated + self.process + self.compiling
+        """Bytes of the host's memory, at most."""
+        return self.mapped + self.allocated - self.device + self.process + self.compiling
+
+    @property
+    def needed(self) -> int:
+        """Bytes of the memory that the plan is held against: the device's, or all that the process takes."""
+        return self.device if self.on_device else self.peak
 
 
 class Planner:
@@ -102,6 +120,7 @@ class Planner:
     def __init__(self, file: GgufFile | Header, source: Source | Module, cache: str, backend: str = "cpu"):
         self.metadata = _metadata_bytes(file) if isinstance(file, GgufFile) else 0
         self.source, self.backend = Source.of(source), backend
+        self.on_device = room_of(backend) is not None
         self.measure = backend_named(backend).memory(self.source, cache)
 
     def plan(self, options: Options) -> MemoryPlan:
@@ -127,23 +146,24 @@ class Planner:
             metadata=self.metadata,
             process=_process(taken),
             compiling=taken.compiling,
+            on_device=self.on_device,
         )
 
     def beside_file(self, options: Options) -> int:
         """The same as the plan's, without the plan: that needs the program itself, where this may be kept."""
         taken = self.measure(options)
-        held = sum(taken.allocated.values()) + taken.passing + LOGITS * taken.logits
-        return held + _process(taken) + taken.compiling
+        held = sum(taken.allocated.values()) + taken.passing
+        return held if self.on_device else held + LOGITS * taken.logits + _process(taken) + taken.compiling
 
     def largest(self, options: Options, memory: int, limit: int) -> int:
-        """The largest context up to `limit` whose peak is at most `memory`; 0 where not even one token fits.
+        """The largest context up to `limit` that needs at most `memory`; 0 where not even one token fits.
 
         options: with the chunk that is wanted where the context allows it.
         """
 
         def fits(context: int) -> bool:
             tried = replace(options, context=context, chunk=min(options.chunk, context))
-            return self.plan(tried).peak <= memory
+            return self.plan(tried).needed <= memory
 
         if fits(limit):
             return limit

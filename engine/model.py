@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from briolette.backends.base import PREFILL, WEIGHTS, Engine, Options, Source, Weights
+from briolette.backends.base import PREFILL, WEIGHTS, Chooses, Engine, Options, Source, Weights
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header
 
-from .available import available_memory
+from .available import memory_for
 from .backends import backend_named
 from .fitting import fitted
 from .gguf import GgufFile, open_gguf
-from .sampling import Sampler, Sampling, StopStrings
+from .sampling import Sampler, Sampling, StopStrings, not_numbers
 from .source import ModelSource, source_of
 from .tokenizer import Tokenizer
 
@@ -47,22 +47,23 @@ def load(
 ) -> Model:
     """Opens a GGUF file and compiles its architecture against it.
 
-    path: the file, or any shard of a split one, or one that is open. backend: "cpu" or "reference". kv: how the KV
-    cache is kept: "f32", "f16" or "bf16" (by default f32 where the weights are, else f16), or a policy that compresses
-    it: "quality", "balanced", "compact", or spelled out (`compiler.policy`). threads: by default one a core. spec: an
-    architecture file instead of the shipped one. context: the most positions of a sequence. chunk: tokens a prefill
-    step takes. weights: where the file's are quantised, "packed" puts them in the order of the fastest kernels, which
-    multiply in integers, "mixed" does so but for experts, and "mapped" reads them where they lie and multiplies in f32
-    (by default the first that fits into memory, on a processor that has instructions for it). prefill: with packed
-    weights, "exact" rounds the activations of a prompt to 16 bits, "fast" to 8. sequences: how many the engine holds
-    side by side, for `engine.batch`; the model uses the first. Raises BrioletteError for what
-    cannot be opened, read or compiled, and for weights that do not fit as they are asked for.
+    path: the file, or any shard of a split one, or one that is open. backend: "cpu", "cuda" (docs/cuda.md; nothing of
+    it has run on a GPU yet) or "reference". kv: how the KV cache is kept: "f32", "f16" or "bf16" (by default f32 where
+    the weights are, else f16), or a policy that compresses it: "quality", "balanced", "compact", or spelled out
+    (`compiler.policy`). threads: by default one a core. spec: an architecture file instead of the shipped one. context:
+    the most positions of a sequence. chunk: tokens a prefill step takes. weights: where the file's are quantised,
+    "packed" puts them in the order of the fastest kernels, which multiply in integers, "mixed" does so but for experts,
+    and "mapped" reads them where they lie and multiplies in f32 (by default the first that fits into memory, on a
+    processor that has instructions for it). prefill: with packed weights, "exact" rounds the activations of a prompt to
+    16 bits, "fast" to 8. sequences: how many the engine holds side by side, for `engine.batch`; the model uses the
+    first. Raises BrioletteError for what cannot be opened, read or compiled, and for weights that do not fit as they
+    are asked for.
     """
     file = open_gguf(path) if isinstance(path, str | Path) else path
     source = source_of(spec, file.header)
     chosen = weights or backend_named(backend).default_weights()
     options = options_for(file, kv, threads, context, chunk, chosen, prefill, sequences, source)
-    options = fitted(file, source, options, backend, available_memory(), asked=weights is not None)
+    options = fitted(file, source, options, backend, memory_for(backend), asked=weights is not None)
     return Model(file, source, backend, options)
 
 
@@ -139,7 +140,7 @@ def compile(
         return load(source, backend, kv, threads, spec, context, chunk, weights, prefill, sequences).engine
     made, chosen = source_of(spec, source), weights or backend_named(backend).default_weights()
     options = options_for(source, kv, threads, context, chunk, chosen, prefill, sequences, made)
-    options = fitted(source, made, options, backend, available_memory(), asked=weights is not None)
+    options = fitted(source, made, options, backend, memory_for(backend), asked=weights is not None)
     return backend_named(backend).compile(made, Weights(_no_weights), options)
 
 
@@ -317,10 +318,10 @@ class Model:
         began = clock()
         logits = self.prefill(ids)
         usage.prefill = clock() - began
+        began = clock()
+        token = sampler.pick(logits, ids)
+        usage.decode += clock() - began
         while not usage.finish:
-            began = clock()
-            token = sampler.pick(logits, ids)
-            usage.decode += clock() - began
             if token in self.tokenizer.stop_ids:
                 usage.finish = "stop"
                 break
@@ -335,12 +336,23 @@ class Model:
                 usage.finish = "context"
             else:
                 began = clock()
-                logits = self._append(ids)
+                token = self._next(ids, sampler)
                 usage.decode += clock() - began
                 usage.steps += 1
         rest = "" if stops.matched is not None else stops.push(text.flush()) + stops.flush()
         if rest:
             yield rest
+
+    def _next(self, ids: list[int], sampler: Sampler) -> int:
+        """The token after `ids`, chosen by the engine itself where it can."""
+        if isinstance(self.engine, Chooses) and self.cached == ids[:-1]:
+            found = self.engine.choose(ids[-1], len(self.cached), sampler.choice(ids))
+            if found is not None:
+                if found < 0:
+                    not_numbers()
+                self.cached.append(ids[-1])
+                return found
+        return sampler.pick(self._append(ids), ids)
 
     def _append(self, ids: list[int]) -> NDArray[np.float32]:
         """The logits after tokens of which the cache holds all but the last, unless it was used in between."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from briolette.backends.base import Choice
 from briolette.compiler.errors import BrioletteError
 
 _PIECE = 8192  # weights summed at a time
@@ -74,21 +75,34 @@ class Sampler:
         if options.temperature == 0:
             best = int(logits.argmax())  # NaN counts as the largest
             if math.isnan(logits[best]):
-                _not_numbers()
+                not_numbers()
             return best
         tokens = self._candidates(logits)
         kept = _chosen(logits, tokens)
         top = kept.max()
         if not math.isfinite(top):
-            _not_numbers()
+            not_numbers()
         weights = kept - top
         weights /= np.float32(options.temperature)
         place = _drawn(np.exp(weights, out=weights), self._random.random())
         return place if tokens is None else int(tokens[place])
 
-    def _penalised(self, logits: NDArray[np.float32], history: Sequence[int]) -> NDArray[np.float32]:
+    def choice(self, history: Sequence[int]) -> Choice:
+        """What `pick` would do, for an engine that chooses by itself; takes a random number as `pick` does."""
+        options, recent = self.sampling, ()
+        if options.repeat_penalty != 1 and options.repeat_last_n and len(history):
+            recent = tuple(self._recent(history).tolist())
+        random = self._random.random() if options.temperature > 0 else 0.0
+        how = (options.temperature, options.top_k, options.top_p, options.min_p, options.repeat_penalty)
+        return Choice(*how, recent, random)
+
+    def _recent(self, history: Sequence[int]) -> NDArray[np.int64]:
+        """The tokens that the penalty is for, each once."""
         last = self.sampling.repeat_last_n
-        recent = np.unique(np.asarray(history if last < 0 else history[-last:], np.int64))
+        return np.unique(np.asarray(history if last < 0 else history[-last:], np.int64))
+
+    def _penalised(self, logits: NDArray[np.float32], history: Sequence[int]) -> NDArray[np.float32]:
+        recent = self._recent(history)
         penalty = np.float32(self.sampling.repeat_penalty)
         logits = logits.copy()
         values = logits[recent]
@@ -112,7 +126,7 @@ class Sampler:
         """Where the values are that top_p leaves."""
         top = values.max()
         if not math.isfinite(top):
-            _not_numbers()
+            not_numbers()
         weights = np.exp(values - top)
         wanted = self.sampling.top_p * weights.sum(dtype=np.float64)
         # The nucleus is mostly small: sorting a quarter of a million tokens for it would take 30 ms.
@@ -171,7 +185,7 @@ def _least(values: NDArray[np.float32], count: int) -> np.float32:
     return found
 
 
-def _not_numbers() -> None:
+def not_numbers() -> None:
     raise BrioletteError(
         "the model's logits are not numbers: the model file is damaged, or a computation overflowed; "
         "check the file, and report it if another engine runs it"

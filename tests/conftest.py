@@ -23,6 +23,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write golden files anew; read the diff")
+    parser.addoption("--device", choices=("emu", "cupy"), default="emu", help="what CUDA tests run on")
 
 
 def pytest_configure(config: pytest.Config) -> None:

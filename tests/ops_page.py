@@ -7,7 +7,7 @@ python tests/ops_page.py --update    # write it
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -22,12 +22,14 @@ from programs import ARM, Program, T  # noqa: E402
 from briolette.backends import formats, reference  # noqa: E402
 from briolette.backends.cpu.emit import Emitter, layout_of  # noqa: E402
 from briolette.backends.cpu.support import OWN, kernels  # noqa: E402
+from briolette.backends.cuda import support as cuda_support  # noqa: E402
+from briolette.backends.cuda.compilation import compiled as cuda_compiled  # noqa: E402
 from briolette.compiler.dims import evaluate  # noqa: E402
 from briolette.compiler.errors import BrioletteError  # noqa: E402
 from briolette.compiler.ir import Node, topological  # noqa: E402
 from briolette.compiler.ops import OPS, REQUIRED, Op, node  # noqa: E402
 from briolette.compiler.pipeline import Form, optimise  # noqa: E402
-from briolette.compiler.plan import LEAVES, plan  # noqa: E402
+from briolette.compiler.plan import LEAVES, Plan, plan  # noqa: E402
 
 from strategies import Seeded  # noqa: E402
 
@@ -49,16 +51,17 @@ with its cost in floating point operations."""
 BACKENDS = """
 ## Op and backend
 
-`reference` is numpy: the op's own definition. In `cpu`, kernels of the families `linear`, `experts` and `rows`
-compute what the fuser puts into them; *own* is a kernel by itself; *decomposes* names the ops that an op's body
-is written in; a *view* is read where it lies; an *input* is what a step is given, or lies in the file; *at load*
-is what is made once, when a model is loaded.
+`reference` is numpy: the op's own definition. In `cpu` and `cuda`, kernels of the families `linear`, `experts` and
+`rows` compute what the fuser puts into them; *own* is a kernel by itself; *decomposes* names the ops that an op's
+body is written in; a *view* is read where it lies; an *input* is what a step is given, or lies in the file; *at load*
+is what is made once, when a model is loaded. Kernels of `cuda` have run in an emulator, not on a GPU:
+[cuda.md](cuda.md).
 """
 FORMATS = """
 ## Ops on weights, by block format
 
-The formats of the table in `backends/formats.py`, and the ops that read each as it is stored. For `cpu`, a program
-of the op alone has been emitted.
+The formats of the table in `backends/formats.py`, and the ops that read each as it is stored. For `cpu` and `cuda`, a
+program of the op alone has been emitted.
 """
 
 
@@ -122,15 +125,19 @@ def sampled(op: Op) -> tuple[list[Node], dict[str, Any]]:
 
 
 def backends() -> Iterator[str]:
-    yield row("op", "reference", "cpu")
-    yield row("---", "---", "---")
-    native = kernels()
+    yield row("op", "reference", "cpu", "cuda")
+    yield row("---", "---", "---", "---")
+    native = {backend: known() for backend, known in NATIVE.items()}
     for name, op in OPS.items():
-        yield row(f"`{name}`", "numpy" if name in reference.ops() else "—", on_cpu(op, native))
+        ways = (way(op, known, backend) for backend, known in native.items())
+        yield row(f"`{name}`", "numpy" if name in reference.ops() else "—", *ways)
 
 
-def on_cpu(op: Op, native: dict[str, tuple[str, ...]]) -> str:
-    """How the CPU backend comes by an op. Every op must have a way."""
+NATIVE = {"cpu": kernels, "cuda": cuda_support.kernels}
+
+
+def way(op: Op, native: dict[str, tuple[str, ...]], backend: str) -> str:
+    """How a backend with kernels comes by an op. Every op must have a way."""
     if op.name in native:
         return ", ".join("*own*" if family == OWN else f"`{family}`" for family in native[op.name])
     if "structure" in op.traits:
@@ -141,7 +148,7 @@ def on_cpu(op: Op, native: dict[str, tuple[str, ...]]) -> str:
     if op.name in LEAVES:
         return "*at load*"
     if op.body is None:
-        sys.exit(f"nothing runs the op {op.name} on the CPU: it needs a kernel, or a body of ops that have one")
+        sys.exit(f"nothing runs the op {op.name} on {backend}: it needs a kernel, or a body of ops that have one")
     args, attrs = sampled(op)
     body = topological([op.body(*args, **{**op.attrs, **attrs})])
     return "*decomposes*: " + ", ".join(dict.fromkeys(f"`{item.op}`" for item in body if item.args))
@@ -152,14 +159,21 @@ ON_WEIGHTS = ("embed", "linear", "expert_linear", "dequant")
 
 
 def stored() -> Iterator[str]:
-    yield row("format", "elements a block", "bytes", "reference", *(f"cpu `{op}`" for op in ON_WEIGHTS))
-    yield row("---", "---:", "---:", "---", *["---"] * len(ON_WEIGHTS))
+    columns = [f"{backend} `{op}`" for backend in EMITTERS for op in ON_WEIGHTS]
+    yield row("format", "elements a block", "bytes", "reference", *columns)
+    yield row("---", "---:", "---:", "---", *["---"] * len(columns))
     for name, fmt in formats.FORMATS.items():
-        marks = ["yes" if emits(op, name) else "no" for op in ON_WEIGHTS]
+        marks = ["yes" if emits(op, name, emit) else "no" for emit in EMITTERS.values() for op in ON_WEIGHTS]
         yield row(f"`{name}`", str(fmt.elements), str(fmt.bytes), "yes", *marks)
 
 
-def emits(op: str, format: str) -> bool:
+EMITTERS: dict[str, Callable[[Plan], object]] = {
+    "cpu": lambda planned: Emitter(ARM).program("tried", planned, layout_of([planned])),
+    "cuda": lambda planned: cuda_compiled({"tried": planned}),
+}
+
+
+def emits(op: str, format: str, emit: Callable[[Plan], object]) -> bool:
     """Whether a kernel can be emitted for an op on weights of a format. The processor does not matter: nothing runs."""
     program, columns = Program(), 256
     x = program.input("x", ROWS, columns)
@@ -176,7 +190,7 @@ def emits(op: str, format: str) -> bool:
         out = node("reshape", out, shape=(T, ROWS))
     planned = plan(optimise(program.module(out), Form(logits="all")), ROWS)
     try:
-        Emitter(ARM).program("tried", planned, layout_of([planned]))
+        emit(planned)
     except (NotImplementedError, BrioletteError):
         return False
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from briolette.backends import reference
 from briolette.backends.cpu import engine as cpu
 from briolette.backends.cpu.support import OWN, kernels
+from briolette.backends.cuda import engine as cuda
+from briolette.backends.cuda.support import kernels as cuda_kernels
 from briolette.compiler.ir import topological
 from briolette.compiler.ops import OPS
 from briolette.compiler.pipeline import Form, front, optimise
@@ -47,35 +50,39 @@ def test_every_op_and_every_format_is_there():
     assert all(f"| `{op.name}({', '.join(op.operands)})` | " in text for op in OPS.values())
 
 
-def test_an_op_that_nothing_runs_is_no_page(monkeypatch):
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_an_op_that_nothing_runs_is_no_page(backend, monkeypatch):
     """The one way to add an op that a backend cannot run is not to notice: so it is an error here."""
-    op = OPS["combine"]
-    monkeypatch.setattr(ops_page, "kernels", lambda: {n: k for n, k in kernels().items() if n != "combine"})
-    assert op.body is None
-    with pytest.raises(SystemExit, match="nothing runs the op combine on the CPU"):
+    known = ops_page.NATIVE[backend]
+    monkeypatch.setitem(ops_page.NATIVE, backend, lambda: {n: k for n, k in known().items() if n != "combine"})
+    assert OPS["combine"].body is None
+    with pytest.raises(SystemExit, match=f"nothing runs the op combine on {backend}"):
         ops_page.page()
 
 
 def test_a_format_without_a_kernel_is_told():
-    assert ops_page.emits("linear", "q4_k")
-    with pytest.raises(Exception, match="block format 'q9_k' is not supported"):
-        ops_page.emits("linear", "q9_k")
+    for emit in ops_page.EMITTERS.values():
+        assert ops_page.emits("linear", "q4_k", emit)
+        with pytest.raises(Exception, match="block format 'q9_k' is not supported"):
+            ops_page.emits("linear", "q9_k", emit)
 
 
 def test_backends_tell_their_ops():
     assert reference.ops() == set(OPS)
-    assert cpu.ops() == set(kernels())
-    assert {"linear", "attend", "softmax", "embed", "cache_write"} <= cpu.ops()
-    assert not {"rope", "reshape", "weight", "layers"} & cpu.ops()
+    for backend, known in ((cpu, kernels()), (cuda, cuda_kernels())):
+        assert backend.ops() == set(known)
+        assert {"linear", "attend", "softmax", "embed", "cache_write"} <= backend.ops()
+        assert not {"rope", "reshape", "weight", "layers"} & backend.ops()
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_ops_are_computed_where_the_page_says(path):
     """In every form of a model's program: each op inside a kernel of a family that the page names, or by itself."""
     header = open_gguf(path).header
-    module, native = front(architecture(None, header), header), kernels()
-    for form in (Form(tokens=1), Form(), Form(logits="all")):
-        for item in topological(optimise(module, form).roots):
+    module, tables = front(architecture(None, header), header), (kernels(), cuda_kernels())
+    forms = [optimise(module, form) for form in (Form(tokens=1), Form(), Form(logits="all"))]
+    for native, form in product(tables, forms):
+        for item in topological(form.roots):
             if item.op == "fused":
                 inside = [n for n in topological(item["block"].roots) if n.op not in ("param", "const")]
                 assert all(item["family"] in native[n.op] for n in inside)

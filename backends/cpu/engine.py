@@ -104,6 +104,10 @@ class CpuEngine:
             "tables": tables + self.context.nbytes,
         }
 
+    def prepare(self) -> None:
+        """See `base.Engine.prepare`."""
+        self.group("generate")
+
     def close(self) -> None:
         """Ends the worker threads; the engine cannot be used after."""
         self.team.close()

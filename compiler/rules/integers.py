@@ -27,13 +27,15 @@ class Integers:
     interleaved where many are multiplied at a time; those of one expert are gathered when it is known which they are,
     so that they are quantised one by one. bits: of an activation. Where one row
     of them is multiplied with weights that come from memory, 16 take no longer than 8. experts: whether their products
-    are among them. Attention's with planes of codes always are.
+    are among them. stored: whether kernels read weights as they are stored; these are not packed then. Attention's
+    products with planes of codes always are.
     """
 
     formats: tuple[tuple[str, int], ...]
     tile: int = 1
     bits: int = 8
     experts: bool = True
+    stored: bool = False
 
 
 def products(how: Integers | None) -> list[Rule]:
@@ -88,8 +90,10 @@ def _grouped(item: Node) -> Node:
 
 def _product(item: Node, how: Integers, tile: int) -> Node | None:
     x, w, *rest = item.args
-    packed = _packed(w, dict(how.formats)) if x.type.dtype == "f32" else None
-    if packed is None or len(x.shape) < 2:
+    if x.type.dtype != "f32" or len(x.shape) < 2:
+        return None
+    packed = _as_stored(w, dict(how.formats)) if how.stored else _packed(w, dict(how.formats))
+    if packed is None:
         return None
     return with_args(item, (node("quantize", x, tile=tile, bits=how.bits, block=_block(x, how.bits)), packed, *rest))
 
@@ -99,6 +103,12 @@ def _block(x: Node, bits: int) -> int:
     and a small value beside a large one keeps bits enough. With 8 it would not."""
     columns = evaluate(x.shape[-1], {})
     return max(n for n in BLOCKS if columns % n == 0) if bits == 16 else BLOCK
+
+
+def _as_stored(w: Node, formats: Mapping[str, int]) -> Node | None:
+    """A stored weight, or a part of it, if products with it are made in integers."""
+    columns = evaluate(w.shape[-1], {})
+    return None if w.type.dtype not in formats or columns % formats[w.type.dtype] else w
 
 
 def _packed(w: Node, formats: Mapping[str, int]) -> Node | None:

@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from briolette.spec.errors import BrioletteError
+
 from .app import app
-from .options import Chunk, Context, Json, Kvs, Spec, Weights
+from .options import Backend, Chunk, Context, Json, Kvs, Spec, Weights
 
 SIZES = ", ".join(sorted(p.name.removesuffix(".json") for p in (files("briolette.spec") / "sizes").iterdir()))
 WHAT = "What is measured"
@@ -28,7 +30,8 @@ def _list(name: str, help: str, *more: str) -> typer.models.OptionInfo:
     "briolette bench model.gguf --depth 0,4096 --peer llama.cpp\n\n"
     "briolette bench model.gguf --depth 16384 --kv f16 --kv balanced --peer llama.cpp --peer-kv f16 --peer-kv q8_0\n\n"
     "briolette bench --synthetic gemma4-e2b\n\n"
-    "briolette bench model.gguf --prefill exact,fast --json"
+    "briolette bench model.gguf --prefill exact,fast --json\n\n"
+    "briolette bench model.gguf --backend cuda --depth 0,32768 --kv balanced --profile"
 )
 def bench(
     model: Annotated[
@@ -81,6 +84,7 @@ def bench(
         ),
     ] = None,
     as_json: Json = False,
+    backend: Backend = "cpu",
     kv: Kvs = None,
     context: Context = None,
     weights: Weights = None,
@@ -90,7 +94,18 @@ def bench(
     """Measures prefill and decode, beside what this machine could do at most."""
     from ..bench.wanted import Wanted
     from ..commands.bench import bench as command
+    from ..commands.bench import bench_on_device
 
+    if backend == "cuda":
+        if threads or peer is not None or context is not None or len(kv or []) > 1:
+            raise BrioletteError(
+                "--threads, --peer, --ctx and several --kv are of measurements on the CPU: leave them out, or --backend"
+            )
+        given = {"kv": kv[0] if kv else None, "weights": weights, "chunk": chunk, "spec": spec}
+        numbers = Wanted.read(prompt, generate, depth, ["1"], prefill, logits, repetitions)
+        return bench_on_device(model, synthetic, numbers, given, profile, as_json)
+    if backend != "cpu":
+        raise BrioletteError(f"bench measures the backends cpu and cuda, not {backend}")
     command(
         model,
         synthetic,

@@ -6,8 +6,12 @@ from typing import Annotated
 
 import typer
 
+from briolette.spec.errors import BrioletteError
+
 from .app import app
 from .options import Chunk, Context, Json, Kv, Path_, Spec
+
+KERNELS = "Kernels of a backend"
 
 
 @app.command(
@@ -39,7 +43,8 @@ def inspect(
     "briolette show model.gguf\n\n"
     "briolette show model.gguf --stage fused --form decode\n\n"
     "briolette show model.gguf --block attention.local\n\n"
-    "briolette show model.gguf --stats"
+    "briolette show model.gguf --stats\n\n"
+    "briolette show model.gguf --backend cuda --bandwidth 3350"
 )
 def show(
     model: Annotated[
@@ -67,16 +72,48 @@ def show(
         bool, typer.Option("--stats", help="Instead: nodes, seconds and rule hits of each stage.")
     ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Instead: the plan of the activations' memory.")] = False,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="cuda: instead, the kernels of a step of one token at the last position of --context, what each takes "
+            "of a GPU, and the bytes that it moves. Needs no GPU.",
+            rich_help_panel=KERNELS,
+            show_default=False,
+        ),
+    ] = None,
+    source: Annotated[
+        bool, typer.Option("--source", help="Instead of the table, the kernels as CUDA C++.", rich_help_panel=KERNELS)
+    ] = False,
+    arch: Annotated[
+        int, typer.Option(help="The GPU's compute capability, times ten: 80, 89 or 90.", rich_help_panel=KERNELS)
+    ] = 90,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-3,
+            help="The GPU's memory bandwidth in GB/s: tells the least time that the bytes take.",
+            rich_help_panel=KERNELS,
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
     context: Context = None,
     kv: Kv = None,
     chunk: Chunk = 256,
     spec: Spec = None,
 ) -> None:
-    """Prints the program that an architecture becomes, after any stage of the compiler."""
+    """Prints the program that an architecture becomes, after any stage of the compiler; or a backend's kernels."""
+    options = {"spec": spec, "kv": kv, "context": context, "chunk": chunk}
+    if backend is not None:
+        if backend != "cuda":
+            raise BrioletteError(f"--backend {backend} has no kernels to show; cuda has")
+        from ..commands.kernels import kernels
+
+        return kernels(model, options, arch, bandwidth, source, as_json)
+    if source or bandwidth is not None:
+        raise BrioletteError("--source and --bandwidth are about kernels: give --backend cuda, too")
     from ..commands.show import show as command
 
-    options = {"spec": spec, "kv": kv, "context": context, "chunk": chunk}
     command(model, stage, form, block, full, stats, plan, as_json, options)
 
 

@@ -46,7 +46,14 @@ Kvs = Annotated[
         show_default=False,
     ),
 ]
-Backend = Annotated[str, typer.Option(help="cpu, or reference (numpy, slow).", rich_help_panel=ENGINE)]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="cpu; cuda (an NVIDIA GPU, through CuPy: it has run in an emulator only, not on a GPU: docs/cuda.md); "
+        "or reference (numpy, slow).",
+        rich_help_panel=ENGINE,
+    ),
+]
 Spec = Annotated[
     str | None,
     typer.Option(help="An .arch file instead of the shipped one, or a shipped one's name.", rich_help_panel=ENGINE),

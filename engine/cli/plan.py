@@ -14,7 +14,8 @@ from .options import ENGINE, Backend, Chunk, Context, Json, Kv, Path_, Spec, Thr
     epilog="Examples:\n\n"
     "briolette plan model.gguf\n\n"
     "briolette plan model.gguf --ctx 131072 --kv f16 --memory 8GB\n\n"
-    "briolette plan model.gguf --memory 6GiB --json"
+    "briolette plan model.gguf --memory 6GiB --json\n\n"
+    "briolette plan model.gguf --backend cuda --memory 24GB"
 )
 def plan(
     model: Path_,
@@ -22,7 +23,9 @@ def plan(
     memory: Annotated[
         str | None,
         typer.Option(
-            help="Memory to fit into: 8GB, 7.5GiB, 500MB. (default: what is available now)", show_default=False
+            help="Memory to fit into, with --backend cuda the GPU's: 8GB, 7.5GiB, 500MB. (default: what is available "
+            "now)",
+            show_default=False,
         ),
     ] = None,
     as_json: Json = False,

@@ -71,6 +71,27 @@ def bench(
         note(f"the model was made for {found.trained} tokens; of {wanted.context}, the later ones are beyond that")
 
 
+def bench_on_device(
+    path: str | None, synthetic_name: str | None, wanted: Wanted, options: dict[str, Any], profiled: bool, as_json: bool
+) -> None:
+    """The same on a GPU, beside the bandwidth with which it copies memory."""
+    from briolette.engine.bench.on_device import kernel_rows, measure_on_device, measured_json
+    from briolette.engine.bench.on_device import result_rows as rows
+
+    if (path is None) == (synthetic_name is None):
+        raise BrioletteError("give a MODEL to measure, or --synthetic with a model's sizes; not both")
+    source = open_gguf(path) if path is not None else synthetic(sizes(str(synthetic_name)))
+    found = measure_on_device(source, wanted, options, TELLING, profiled)
+    if as_json:
+        result_json(measured_json(found))
+        return
+    result(f"{found.device}; it copies memory at {found.copy / 1e9:.0f} GB/s, read and written")
+    result(table(rows(found), "lrrrrr"))
+    for depth in found.kernels:
+        result(f"\nkernels of a token at position {depth}, all calls of each together")
+        result(table(kernel_rows(found, depth), "llrrrrr"))
+
+
 def made_up(name: str, wanted: Wanted, options: dict[str, Any]) -> tuple[Synthetic, dict[str, Any]]:
     """A model of some sizes with random weights, and the options with how these are kept, which it was made for.
     Raises BrioletteError where this machine has no room for it."""

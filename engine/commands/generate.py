@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from briolette.compiler.errors import BrioletteError
+from briolette.engine.backends import room_of
 from briolette.engine.model import Model, Usage, load
 from briolette.engine.session import Chat, Piece
 
@@ -28,11 +29,10 @@ HELP = """\
 
 def prepare(model: Model) -> None:
     """Compiles what the first token needs, or fetches it from the cache of objects."""
-    with busy(f"compiling {model.source.name} for this processor (kept for the next time)"):
+    device = "this processor (kept for the next time)" if room_of(model.backend.name) is None else "the device"
+    with busy(f"compiling {model.source.name} for {device}"):
         _ = model.tokenizer
-        compiled = getattr(model.engine, "group", None)  # an engine without programs has none to prepare
-        if compiled is not None:
-            compiled("generate")
+        model.engine.prepare()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header
 from briolette.compiler.ir import Module
 from briolette.compiler.pipeline import front
-from briolette.engine import model
+from briolette.engine import available
 from briolette.engine.available import Available
 from briolette.engine.cli import app
 from briolette.engine.fitting import fitted
@@ -94,7 +94,7 @@ def test_what_is_beside_the_file_needs_no_whole_plan():
 
 def test_loading_goes_by_the_memory_there_is(monkeypatch):
     path = MODELS / "gemma4_moe.gguf"
-    monkeypatch.setattr(model, "available_memory", lambda: given(1))
+    monkeypatch.setattr(available, "available_memory", lambda: given(1))
     loaded = briolette.load(path, context=64)
     assert loaded.options.weights == "mapped"
     loaded.close()

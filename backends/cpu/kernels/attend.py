@@ -18,7 +18,7 @@ Here is what the kernels share: what they are specialised to, rows of a cache, w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from llvmlite import ir

@@ -1,0 +1,204 @@
+// Attention of many rows of one sequence, in f16 on tensor cores with f32 sums and an online softmax
+// (FlashAttention-2, Dao 2023). ROWS pairs of a token and one of its group's heads share a tile of positions.
+//
+// `Spec` as in attend.cuh, with WARPS = 8 and POSITIONS = ROWS = 32.
+template <class Spec>
+struct AttendTiles {
+  static const int ROWS = 32, POSITIONS = 32, THREADS = 256;
+  static const int DEPTH = (Spec::QUERY + 15) / 16 * 16, WIDTH = (Spec::VALUE + 63) / 64 * 64;
+  static const int Q_STRIDE = DEPTH + 8, P_STRIDE = POSITIONS + 8;  // padded: rows begin in different banks
+  static const int N_TILES = WIDTH / 64;                           // of 8 dimensions of V, for each warp
+
+  struct Shared {
+    __align__(16) u16 q[ROWS * Q_STRIDE];
+    union {
+      u16 k[POSITIONS * Q_STRIDE];
+      u16 v[WIDTH * P_STRIDE];  // turned over: positions lie side by side
+    };
+    u16 weights[ROWS * P_STRIDE];
+    float scores[ROWS * (POSITIONS + 1)];
+    float peak[ROWS], total[ROWS], fade[ROWS];
+    i64 last[ROWS];
+  };
+
+  const u8 *k, *v;  // of the planes that positions are read from, main or near
+  i64 capacity;
+  float sums[2][N_TILES][4];
+
+  // Which of positions begin, begin + 1, … are read from these planes, by a row that sees up to `last`.
+  struct Window {
+    i64 begin, stop;  // for all rows together
+    bool near;
+    __device__ __forceinline__ bool has(i64 position, i64 last) const {
+      const bool seen = position <= last && (Spec::WINDOW == 0 || position > last - Spec::WINDOW);
+      const bool close = Spec::NEAR && (position < Spec::SINK || position > last - Spec::RECENT);
+      return seen && close == near;
+    }
+  };
+
+  template <class Keys, class Values>
+  __device__ __forceinline__ void walk(const Window& window, int sink, Shared& own) {
+    for (i64 begin = window.begin; begin < window.stop; begin += POSITIONS) {
+      const int count = window.stop - begin < POSITIONS ? (int)(window.stop - begin) : POSITIONS;
+      __syncthreads();
+      for (int i = threadIdx.x; i < POSITIONS * (DEPTH / 4); i += THREADS) {
+        const int p = i / (DEPTH / 4), d = i % (DEPTH / 4) * 4;
+        u32 halves[2] = {0, 0};
+        if (p < count && d < Spec::QUERY) {
+          const i64 place = place_in_ring(begin + p, capacity, sink);
+          const float4 four = d < Spec::KEY ? Keys::four(k, capacity, place, d) : Values::four(v, capacity, place, d);
+          halves[0] = two_halves(four.x, four.y), halves[1] = two_halves(four.z, four.w);
+        }
+        *(uint2*)(own.k + p * Q_STRIDE + d) = make_uint2(halves[0], halves[1]);
+      }
+      __syncthreads();
+      score(window, begin, count, own);
+      __syncthreads();
+      soften(own);
+      for (int i = threadIdx.x; i < POSITIONS / 2 * (WIDTH / 4); i += THREADS) {
+        const int p = i / (WIDTH / 4) * 2, d = i % (WIDTH / 4) * 4;
+        float4 two[2] = {make_float4(0, 0, 0, 0), make_float4(0, 0, 0, 0)};
+        for (int j = 0; j < 2; j++) {
+          if (p + j >= count || d >= Spec::VALUE) continue;
+          two[j] = Values::four(v, capacity, place_in_ring(begin + p + j, capacity, sink), d);
+        }
+        *(u32*)(own.v + d * P_STRIDE + p) = two_halves(two[0].x, two[1].x);
+        *(u32*)(own.v + (d + 1) * P_STRIDE + p) = two_halves(two[0].y, two[1].y);
+        *(u32*)(own.v + (d + 2) * P_STRIDE + p) = two_halves(two[0].z, two[1].z);
+        *(u32*)(own.v + (d + 3) * P_STRIDE + p) = two_halves(two[0].w, two[1].w);
+      }
+      __syncthreads();
+      accumulate(own);
+    }
+  }
+
+  // Each warp one tile of 16 rows by 8 positions.
+  __device__ __forceinline__ void score(const Window& window, i64 begin, int count, Shared& own) {
+    const int lane = threadIdx.x % 32, m = threadIdx.x / 32 / 4 * 16, n = threadIdx.x / 32 % 4 * 8;
+    float c[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (int d = 0; d < DEPTH; d += 16) {
+      const u16* a_at = own.q + (m + lane / 4) * Q_STRIDE + d + lane % 4 * 2;
+      const u16* b_at = own.k + (n + lane / 4) * Q_STRIDE + d + lane % 4 * 2;
+      const u32 a[4] = {*(const u32*)a_at, *(const u32*)(a_at + 8 * Q_STRIDE), *(const u32*)(a_at + 8),
+                        *(const u32*)(a_at + 8 * Q_STRIDE + 8)};
+      const u32 b[2] = {*(const u32*)b_at, *(const u32*)(b_at + 8)};
+      mma_16_8_16(c, a, b);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int row = m + lane / 4 + i / 2 * 8, p = n + lane % 4 * 2 + i % 2;
+      const bool seen = p < count && window.has(begin + p, own.last[row]);
+      own.scores[row * (POSITIONS + 1) + p] = seen ? score_cap<Spec>(c[i]) : LOWEST;
+    }
+  }
+
+  // A row's 32 scores in the lanes of a warp, four rows to each.
+  __device__ __forceinline__ void soften(Shared& own) {
+    const int lane = threadIdx.x % 32;
+    for (int row = threadIdx.x / 32; row < ROWS; row += THREADS / 32) {
+      const float s = own.scores[row * (POSITIONS + 1) + lane], before = own.peak[row];
+      const float peak = fmaxf(before, lanes_max(s));
+      // A row that has seen nothing yet has the lowest peak, and what is not seen has that for a score.
+      const float e = s > LOWEST ? expf(s - peak) : 0.0f;
+      const float total = lanes_sum<32>(e);
+      own.weights[row * P_STRIDE + lane] = f16_bits(e);
+      __syncwarp();
+      if (lane == 0) {
+        const float fade = expf(before - peak);
+        own.fade[row] = fade;
+        own.total[row] = own.total[row] * fade + total;
+        own.peak[row] = peak;
+      }
+    }
+  }
+
+  // Each warp all rows by an eighth of the dimensions.
+  __device__ __forceinline__ void accumulate(Shared& own) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int m = 0; m < 2; m++) {
+      const float above = own.fade[m * 16 + lane / 4], below = own.fade[m * 16 + lane / 4 + 8];
+#pragma unroll
+      for (int n = 0; n < N_TILES; n++) {
+        sums[m][n][0] *= above, sums[m][n][1] *= above, sums[m][n][2] *= below, sums[m][n][3] *= below;
+      }
+    }
+#pragma unroll
+    for (int p = 0; p < POSITIONS; p += 16) {
+      u32 a[2][4];
+#pragma unroll
+      for (int m = 0; m < 2; m++) {
+        const u16* at = own.weights + (m * 16 + lane / 4) * P_STRIDE + p + lane % 4 * 2;
+        a[m][0] = *(const u32*)at, a[m][1] = *(const u32*)(at + 8 * P_STRIDE);
+        a[m][2] = *(const u32*)(at + 8), a[m][3] = *(const u32*)(at + 8 * P_STRIDE + 8);
+      }
+#pragma unroll
+      for (int n = 0; n < N_TILES; n++) {
+        const u16* at = own.v + (warp * (WIDTH / 8) + n * 8 + lane / 4) * P_STRIDE + p + lane % 4 * 2;
+        const u32 b[2] = {*(const u32*)at, *(const u32*)(at + 8)};
+#pragma unroll
+        for (int m = 0; m < 2; m++) mma_16_8_16(sums[m][n], a[m], b);
+      }
+    }
+  }
+};
+
+template <class Spec>
+__device__ __forceinline__ void attend_many(
+    const float* q, const u8* k, const u8* v, const u8* near_k, const u8* near_v, const i64* capacity,
+    const i64* near_capacity, const int* positions, const int* slots, float* out, int tokens, u8* memory) {
+  typedef AttendTiles<Spec> Tiles;
+  typedef typename Tiles::Window Window;
+  typename Tiles::Shared& own = *(typename Tiles::Shared*)memory;
+  Tiles tile;
+  const int group = blockIdx.y, begin = blockIdx.x * Tiles::ROWS, rows = tokens * Spec::SHARE - begin;
+  for (int i = threadIdx.x; i < Tiles::ROWS * (Tiles::DEPTH / 2); i += Tiles::THREADS) {
+    const int r = i / (Tiles::DEPTH / 2), d = i % (Tiles::DEPTH / 2) * 2;
+    const int pair = begin + (r < rows ? r : rows - 1), token = pair / Spec::SHARE;
+    const float* from = q + (i64)token * Spec::Q_STRIDE + (group * Spec::SHARE + pair % Spec::SHARE) * Spec::QUERY + d;
+    *(u32*)(own.q + r * Tiles::Q_STRIDE + d) = two_halves(d < Spec::QUERY ? from[0] : 0.0f, d + 1 < Spec::QUERY ? from[1] : 0.0f);
+    if (d == 0) own.last[r] = positions[token], own.peak[r] = LOWEST, own.total[r] = 0.0f;
+  }
+#pragma unroll
+  for (int i = 0; i < 2 * Tiles::N_TILES * 4; i++) (&tile.sums[0][0][0])[i] = 0.0f;
+  const int first_token = begin / Spec::SHARE, end = begin + (rows < Tiles::ROWS ? rows : Tiles::ROWS) - 1;
+  const i64 low = positions[first_token], high = positions[end / Spec::SHARE];
+  const i64 first = Spec::WINDOW && low >= Spec::WINDOW ? low - Spec::WINDOW + 1 : 0;
+  const i64 ring = (i64)slots[first_token] * Spec::GROUPS + group;
+  tile.capacity = *capacity;
+  tile.k = k + ring * Spec::Keys::bytes(tile.capacity), tile.v = v + ring * Spec::Values::bytes(tile.capacity);
+  Window window = {first, high + 1, false};
+  if (Spec::NEAR) {
+    window.begin = first < Spec::SINK ? Spec::SINK : first;
+    window.stop = high - Spec::RECENT + 1;
+  }
+  tile.template walk<typename Spec::Keys, typename Spec::Values>(window, 0, own);
+  if (Spec::NEAR) {
+    tile.capacity = *near_capacity;
+    tile.k = near_k + ring * Spec::NearKeys::bytes(tile.capacity);
+    tile.v = near_v + ring * Spec::NearValues::bytes(tile.capacity);
+    window = {first, high + 1 < Spec::SINK ? high + 1 : Spec::SINK, true};
+    tile.template walk<typename Spec::NearKeys, typename Spec::NearValues>(window, Spec::SINK, own);
+    i64 recent = low - Spec::RECENT + 1;
+    recent = recent < first ? first : recent;
+    window = {recent < Spec::SINK ? Spec::SINK : recent, high + 1, true};
+    tile.template walk<typename Spec::NearKeys, typename Spec::NearValues>(window, Spec::SINK, own);
+  }
+  __syncthreads();
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+  for (int m = 0; m < 2; m++) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int r = m * 16 + lane / 4 + i / 2 * 8, pair = begin + r;
+      if (r >= rows) continue;
+      const float factor = 1.0f / own.total[r];
+      float* to = out + ((i64)(pair / Spec::SHARE * Spec::GROUPS + group) * Spec::SHARE + pair % Spec::SHARE) * Spec::VALUE;
+#pragma unroll
+      for (int n = 0; n < Tiles::N_TILES; n++) {
+        const int d = warp * (Tiles::WIDTH / 8) + n * 8 + lane % 4 * 2 + i % 2;
+        if (d < Spec::VALUE) to[d] = tile.sums[m][n][i] * factor;
+      }
+    }
+  }
+}

@@ -1,0 +1,101 @@
+// Kernels of little work: rotary tables and orders, the largest values of a row, look-ups, weighted sums, rotation.
+
+// Cosine and sine of a row's angles; the angle is rounded to f32 first, as elsewhere. Frequencies are divided by
+// factors, where there are such, and then scaled.
+template <int HALF, bool FACTORS>
+__device__ __forceinline__ void rope_table(
+    const int* positions, const float* factors, const float* inverse, float scale, float* out) {
+  const int row = blockIdx.x;
+  for (int i = threadIdx.x; i < HALF; i += blockDim.x) {
+    const float turn = FACTORS ? inverse[i] / factors[i] * scale : inverse[i] * scale;
+    const double angle = (double)((float)positions[row] * turn);
+    out[2 * ((i64)row * HALF + i)] = (float)cos(angle);
+    out[2 * ((i64)row * HALF + i) + 1] = (float)sin(angle);
+  }
+}
+
+// Signs, then the orthonormal Walsh-Hadamard transform of blocks of WIDTH; or back. `values`: shared memory, SIZE.
+template <int SIZE, int WIDTH, bool INVERSE>
+__device__ __forceinline__ void hadamard(const float* x, const u32* signs, float* out, float* values) {
+  const i64 row = blockIdx.x;
+  for (int i = threadIdx.x; i < SIZE; i += blockDim.x) {
+    const float v = x[row * SIZE + i];
+    values[i] = !INVERSE && (signs[i / 32] >> (i % 32) & 1u) ? -v : v;
+  }
+  for (int half = 1; half < WIDTH; half *= 2) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < SIZE / 2; i += blockDim.x) {
+      const int at = i / half * 2 * half + i % half;
+      const float a = values[at], b = values[at + half];
+      values[at] = a + b;
+      values[at + half] = a - b;
+    }
+  }
+  __syncthreads();
+  const float norm = rsqrt_exact((float)WIDTH);
+  for (int i = threadIdx.x; i < SIZE; i += blockDim.x) {
+    const float v = values[i] * norm;
+    out[row * SIZE + i] = INVERSE && (signs[i / 32] >> (i % 32) & 1u) ? -v : v;
+  }
+}
+
+// The dimensions of the first PAIRS pairs (i, i + HALF) before all others, these times their factors; or put back.
+template <int SIZE, int PAIRS, int HALF, bool INVERSE, bool FACTORS>
+__device__ __forceinline__ void rotary_first(const float* x, const float* factors, float* out) {
+  const i64 row = blockIdx.x;
+  for (int i = threadIdx.x; i < SIZE; i += blockDim.x) {
+    const int from = i < PAIRS ? i
+        : i < 2 * PAIRS ? HALF + i - PAIRS
+        : i < PAIRS + HALF ? i - PAIRS
+        : i;
+    if (INVERSE) {
+      out[row * SIZE + from] = x[row * SIZE + i];
+    } else {
+      const float v = x[row * SIZE + from];
+      out[row * SIZE + i] = FACTORS && i >= 2 * PAIRS ? v * factors[from] : v;
+    }
+  }
+}
+
+// Places of the K largest of a row, the largest first, of equals the first one: one warp, K passes over N values.
+template <int N, int K>
+__device__ __forceinline__ void top(const float* x, int* ids) {
+  const i64 row = blockIdx.x;
+  float bound = 0.0f;
+  int last = -1;
+  for (int k = 0; k < K; k++) {
+    float best = 0.0f;
+    int found = -1;
+    for (int i = threadIdx.x; i < N; i += 32) {
+      const float v = x[row * N + i];
+      const bool after = last < 0 || v < bound || (v == bound && i > last);
+      if (after && (found < 0 || v > best)) best = v, found = i;
+    }
+#pragma unroll
+    for (int apart = 16; apart > 0; apart /= 2) {
+      const float v = __shfl_xor_sync(ALL_LANES, best, apart);
+      const int i = __shfl_xor_sync(ALL_LANES, found, apart);
+      if (i >= 0 && (found < 0 || v > best || (v == best && i < found))) best = v, found = i;
+    }
+    bound = best, last = found;
+    if (threadIdx.x == 0) ids[row * K + k] = found;
+  }
+}
+
+// Places of COUNT ids below EXPERTS, sorted by id, those of one id in order: a counting sort by one block, of which
+// each thread takes whole experts. `starts`: shared memory, EXPERTS.
+template <int EXPERTS>
+__device__ __forceinline__ void group(const int* ids, const int* rows, int each, int* order, int* starts) {
+  const int count = *rows * each;
+  for (int e = threadIdx.x; e < EXPERTS; e += blockDim.x) {
+    int mine = 0;
+    for (int i = 0; i < count; i++) mine += ids[i] < e;
+    starts[e] = mine;
+  }
+  for (int e = threadIdx.x; e < EXPERTS; e += blockDim.x) {
+    int at = starts[e];
+    for (int i = 0; i < count; i++) {
+      if (ids[i] == e) order[at++] = i;
+    }
+  }
+}
