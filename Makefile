@@ -69,7 +69,7 @@ demo: $(VENV)/.demo
 	echo "== Next: $(BIN)/briolette --help, README.md, examples/"
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # mypy wants to see the package as it is imported: a tree of links.
 $(VENV)/src/briolette: $(VENV)/.dev
