@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from threading import Lock
 
 from briolette.compiler.errors import BrioletteError
 
+_LOADING = Lock()
 ARCHITECTURES = (80, 89, 90)  # compute capabilities, times ten
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -36,6 +38,8 @@ def resources(source: str, architecture: int) -> dict[str, Resources]:
     except ImportError:
         raise BrioletteError("compiling CUDA kernels needs CuPy: pip install 'briolette[cuda]'") from None
     try:  # CuPy without its compiler or headers tells so here
+        with _LOADING:  # CuPy loads it at the first call: half of it where two come at once
+            nvrtc.getVersion()
         program = nvrtc.createProgram(source, "kernels.cu", [], [])
         given = core.assemble_cupy_compiler_options(("-std=c++17",))
     except (RuntimeError, OSError) as error:

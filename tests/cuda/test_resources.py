@@ -32,6 +32,7 @@ TINY = sorted((ROOT / "tests" / "oracle" / "models").glob("*.gguf"))
 CACHES = ("f16", "balanced", "compact")
 ONCE = "once=tqkv6r4;turning=64"  # K and V that are the same, kept once: the layers of 26B-A4B that see everything
 MOST_REGISTERS, MOST_SHARED = 128, 48 << 10
+LAYERS = 14  # of models of true sizes, with caches but the first: all kinds are among them, in all formats
 TOGETHER = 60  # kernels in a translation unit
 CHOSEN = ("gemma4_moe", "gemma4-e2b")  # whose kernels are compiled for every architecture, not for the newest alone
 
@@ -64,9 +65,10 @@ def models() -> dict[str, dict[str, Kernel]]:
 
     for path in TINY:
         add(path.stem, kernels_of(open_gguf(path).header, "f16", "mapped", GROUPS))
-    for model in ("gemma4-e2b", "gemma4-26b-a4b"):
-        for kv in CACHES if model == "gemma4-e2b" else (*CACHES, ONCE):
-            add(model, kernels_of(sizes(model).header, kv, "packed", GROUPS[:1]))
+    for model, caches in (("gemma4-e2b", CACHES), ("gemma4-26b-a4b", (*CACHES, ONCE))):
+        for kv in caches:
+            header = sizes(model if kv == "f16" else f"{model}:{LAYERS}").header
+            add(model, kernels_of(header, kv, "packed", GROUPS[:1]))
     return found
 
 
