@@ -19,6 +19,9 @@ THREADS = 128
 TILE = 64  # positions that a block of threads works on at a time
 MANY_ROWS, MANY_THREADS = 32, 256  # of the kernel for many rows: `kernels/attend_many.cuh`
 CODE_HEADS, CODE_CHUNK, CODE_BITS = 8, 32, 6  # of the kernel on codes: `kernels/attend_codes.cuh`
+# Threads that a multiprocessor shall be able to hold, so that they have at most 128 registers, and 64 where planes are
+# plain: what compilers for other GPUs choose by themselves is more, or so few that some are spilled.
+RESIDENT, PLAIN_RESIDENT = 512, 1024
 PARTS = 32  # of what a row sees in decoding: blocks enough for a large GPU, whatever the depth
 
 
@@ -89,7 +92,9 @@ def attend_launches(item: Node, places: Places, tiles: bool, mixed: bool) -> lis
     name = "attend_codes_part" if integers else "attend_part"
     shared = f"AttendCodes<{spec}>::Shared" if integers else f"AttendShared<{spec}>"
     body = f"__shared__ {shared} own;\n{name}<{spec}>({names}, own);"
-    kernel = Kernel("attend", tuple(given), body, THREADS, needs)
+    coded = any(is_codec(_dtype(x)) for x in (k, v))
+    resident = (RESIDENT if coded else PLAIN_RESIDENT) // THREADS
+    kernel = Kernel("attend", tuple(given), body, THREADS, needs, resident)
     rows = q.shape[0]
     if tiles and rows != 1 and not mixed:
         return [_many(given, names, spec, needs, rows * (heads // groups), groups, constants)]
@@ -125,7 +130,7 @@ def _many(
     taken["const int* rows"] = Argument("rows")
     passed = names.replace(", scratch", ", *rows, memory")
     body = f"extern __shared__ __align__(16) u8 memory[];\nattend_many<{spec}>({passed});"
-    kernel = Kernel("attend_many", tuple(taken), body, MANY_THREADS, needs)
+    kernel = Kernel("attend_many", tuple(taken), body, MANY_THREADS, needs, RESIDENT // MANY_THREADS)
     depth, width = -(-constants["QUERY"] // 16) * 16, -(-constants["VALUE"] // 64) * 64
     # `AttendTiles::Shared`, in its order.
     tile = max(MANY_ROWS * (depth + 8), width * (MANY_ROWS + 8))

@@ -28,7 +28,8 @@ LIBRARY = (
 class Kernel:
     """A `__global__` function: C++ parameters and body, threads of a block.
 
-    needs: structures (`blocks`) that must stand before it, as text.
+    needs: structures (`blocks`) that must stand before it, as text. resident: blocks that a multiprocessor shall be
+    able to hold, which limits registers; 0 leaves them to the compiler, whose choice for some GPUs is to spill a few.
     """
 
     family: str
@@ -36,15 +37,20 @@ class Kernel:
     body: str
     threads: int
     needs: tuple[str, ...] = ()
+    resident: int = 0
 
     @property
     def name(self) -> str:
         """By its content: equal kernels are one."""
-        return structure_name(self.family, [*self.parameters, self.body, str(self.threads), *self.needs])
+        return structure_name(self.family, [*self.parameters, self.body, self.bounds, *self.needs])
+
+    @property
+    def bounds(self) -> str:
+        return f"{self.threads}, {self.resident}" if self.resident else str(self.threads)
 
     @property
     def text(self) -> str:
-        return _function(self.name, self.threads, self.parameters, f"const uint3 block = blockIdx;\n{self.body}")
+        return _function(self.name, self.bounds, self.parameters, f"const uint3 block = blockIdx;\n{self.body}")
 
 
 @dataclass(frozen=True)
@@ -92,11 +98,11 @@ class Together:
                 *(f"  {kind} {name} = of{i}_{name};" for kind, name in named),
                 *(f"  {line}" for line in kernel.body.splitlines()),
             ]
-        return _function(self.name, self.threads, parameters, "\n".join([*lines, "}"]))
+        return _function(self.name, str(self.threads), parameters, "\n".join([*lines, "}"]))
 
 
-def _function(name: str, threads: int, parameters: Iterable[str], body: str) -> str:
-    head = f'extern "C" __global__ void __launch_bounds__({threads}) {name}('
+def _function(name: str, bounds: str, parameters: Iterable[str], body: str) -> str:
+    head = f'extern "C" __global__ void __launch_bounds__({bounds}) {name}('
     return f"{head}\n    {', '.join(parameters)}) {{\n{_indented(body)}\n}}"
 
 
