@@ -276,9 +276,11 @@ class Loaded:
         """A step's launches; those of one token as a graph."""
         if rows != 1 or self.programs[program].rows != 1:
             return self.launch(self.programs[program], rows)
-        if program not in self.graphs:
-            self.graphs[program] = self.device.graph(lambda: self.launch(self.programs[program], 1))
-        return self.graphs[program]()
+        if program in self.graphs:
+            return self.graphs[program]()
+        self.launch(self.programs[program], 1)  # what is loaded when it is first used must not be captured
+        self.graphs[program] = self.device.graph(lambda: self.launch(self.programs[program], 1))
+        return None
 
     def launch(self, program: Program, rows: int) -> None:
         for launch in program.launches:

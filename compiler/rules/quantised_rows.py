@@ -21,7 +21,7 @@ def quantised_rows(module: Module, hits: Counter[str] | None = None) -> Module:
         args = tuple(done[arg] for arg in item.args)
         made = with_args(item, args)
         x = item.args[0] if item.op == "quantize" else None
-        if x is not None and x not in roots and len(readers[x]) == 1 and _ends(x) and x.shape[-1] <= MOST_COLUMNS:
+        if x is not None and x not in roots and len(readers[x]) == 1 and _ends(x):
             block, rows = x["block"], done[x]
             key = block, item.attrs
             if key not in blocks:
@@ -39,5 +39,6 @@ def quantised_rows(module: Module, hits: Counter[str] | None = None) -> Module:
 def _ends(item: Node) -> bool:
     if item.op != "fused" or item["family"] != "rows":
         return False
-    result = item["block"].result
-    return result.op not in ENDS and result.shape == item.shape
+    result, columns = item["block"].result, item.shape[-1]
+    short = isinstance(columns, int) and columns <= MOST_COLUMNS
+    return short and result.op not in ENDS and result.shape == item.shape

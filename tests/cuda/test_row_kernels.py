@@ -77,3 +77,13 @@ def test_little_work():
     ]
     for found, exact in values(p, wanted, 9, device=opened(3)):
         close(found, exact) if found.dtype == np.float32 else np.testing.assert_array_equal(found, exact)
+
+
+def test_scores_that_are_no_numbers_come_last():
+    """Places are in bounds whatever the scores are: experts are looked up by them."""
+    p = Program(seed=7)
+    scores = p.rng.normal(size=(9, 11)).astype(np.float32)
+    scores[2], scores[3, 5:], scores[4, 0], scores[5] = np.nan, np.nan, -np.inf, -np.inf
+    x = node("embed", p.add("scores", scores, (9, 11)), node("position", rows=T))
+    for found, exact in values(p, [node("top", node("add", x, node("const", value=0.0)), k=7)], 9):
+        np.testing.assert_array_equal(found, exact)

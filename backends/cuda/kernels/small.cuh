@@ -57,25 +57,26 @@ __device__ __forceinline__ void rotary_first(const float* x, const float* factor
   }
 }
 
-// Places of the K largest of a row, the largest first, of equals the first one: one warp, K passes over N values.
+// Places of the K largest of a row, the largest first, of equals the first one, NaN last: one warp, K passes over N
+// values for the largest that comes after the one before.
 template <int N, int K>
 __device__ __forceinline__ void top(const float* x, int* ids) {
   const i64 row = blockIdx.x;
-  float bound = 0.0f;
+  u32 bound = 0;
   int last = -1;
   for (int k = 0; k < K; k++) {
-    float best = 0.0f;
+    u32 best = 0;
     int found = -1;
     for (int i = threadIdx.x; i < N; i += 32) {
-      const float v = x[row * N + i];
-      const bool after = last < 0 || v < bound || (v == bound && i > last);
-      if (after && (found < 0 || v > best)) best = v, found = i;
+      const u32 key = sort_key(x[row * N + i], 0);
+      const bool after = last < 0 || key < bound || (key == bound && i > last);
+      if (after && (found < 0 || key > best)) best = key, found = i;
     }
 #pragma unroll
     for (int apart = 16; apart > 0; apart /= 2) {
-      const float v = __shfl_xor_sync(ALL_LANES, best, apart);
+      const u32 key = __shfl_xor_sync(ALL_LANES, best, apart);
       const int i = __shfl_xor_sync(ALL_LANES, found, apart);
-      if (i >= 0 && (found < 0 || v > best || (v == best && i < found))) best = v, found = i;
+      if (i >= 0 && (found < 0 || key > best || (key == best && i < found))) best = key, found = i;
     }
     bound = best, last = found;
     if (threadIdx.x == 0) ids[row * K + k] = found;
