@@ -119,7 +119,7 @@ def measure_on_device(
             {"kv": given.cache, "weights": given.weights, "chunk": given.chunk, "prefill": prefill},
         )
         bar = stack.enter_context(closing(telling.bar("measuring")))
-        found.results = measure([(subject, wanted.cases())], wanted.repetitions, bar)
+        found.results = measure([(subject, wanted.cases(prefill))], wanted.repetitions, bar)
         if profiled:
             found.kernels = {depth: kernel_times(subject.engine, depth) for depth in wanted.depths}
     return found

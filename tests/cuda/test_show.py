@@ -42,7 +42,12 @@ def called(*args: object, code: int = 0):
 
 @pytest.mark.parametrize(
     ("name", "kv"),
-    [("gemma4-e2b", "f16"), ("gemma4-e2b", "compact"), ("gemma4-12b", "balanced"), ("gemma4-26b-a4b", "f16")],
+    [
+        ("gemma4-e2b", "f16"),
+        ("gemma4-e2b", "compact"),
+        ("gemma4-12b", "balanced;turning=64"),
+        ("gemma4-26b-a4b", "f16"),
+    ],
 )
 def test_decoding_reads_each_weight_once_and_little_else(name, kv):
     made = compiled(name, kv)

@@ -150,6 +150,7 @@ __device__ __forceinline__ void attend_part(
 #pragma unroll
       for (int j = 0; j < EACH; j++) sums[h][j] *= own.fade[h];
     }
+#pragma unroll 1
     for (int i = 0; i < count; i++) {
       const i64 position = begin + i;
       const bool near = sight.near(position);

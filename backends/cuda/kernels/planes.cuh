@@ -88,6 +88,7 @@ template <class Plane, int BEGIN, int END, int SHARE, int STRIDE>
 struct Scores {
   static __device__ __forceinline__ void add(
       const u8* ring, i64 capacity, i64 place, const float* queries, int lane, float total[SHARE]) {
+#pragma unroll 1  // more would take more registers than there are beside the sums of V
     for (int d = BEGIN + lane; d < END; d += 32) {
       const float value = Plane::value(ring, capacity, place, d);
 #pragma unroll
