@@ -34,7 +34,7 @@ class OnDevice:
     name, threads = "briolette", 1
 
     def __init__(self, model: Model, filled: bool = True):
-        self.model, self.filled = model, filled
+        self.model, self.filled, self.kv = model, filled, model.options.cache
         self.engine = cast(CudaEngine, model.engine)
         self.works: dict[str, Works] = {}
 
