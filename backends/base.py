@@ -32,6 +32,7 @@ class Weights:
 
 WEIGHTS = ("packed", "mixed", "mapped")
 PREFILL = ("exact", "fast")
+ALL_LOGITS_CHUNK = 64  # tokens a step when every token's logits are wanted: they are large
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container
-from typing import Any
+from collections.abc import Callable, Container
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from briolette.compiler.dims import evaluate
-from briolette.compiler.ir import Module, Node, topological
-from briolette.compiler.plan import base, is_view
+from briolette.compiler.ir import Block, Module, Node, topological
+from briolette.compiler.ops import OPS, attributes, with_args
+from briolette.compiler.plan import Plan, base, is_view, writes_cache
 
 from . import formats
 from .base import Weights
+from .planes import CachePlane
+
+P = TypeVar("P", bound=CachePlane)
+SEEN_THROUGH = {1: "window", 2: "window", 4: "recent", 5: "recent"}  # operands of attention that are planes
 
 
 def token_ids(module: Module) -> int:
@@ -56,3 +61,35 @@ def array_of(weights: Weights, module: Module, name: str) -> NDArray[Any]:
     stored = np.ascontiguousarray(weights.stored(name)).reshape(-1)
     width = formats.row_bytes(info.format, info.shape[-1]) if info.shape else stored.size
     return formats.decode(info.format, stored.reshape(-1, width)).reshape(info.shape)
+
+
+def planes_of(plan: Plan, make: Callable[..., P]) -> list[P]:
+    """The cache planes a program writes, with the widest window that any attention reads them through; `make` is given
+    the fields of `CachePlane`, in order."""
+    windows: dict[Node, list[int | None]] = {}
+    for step in plan.steps:
+        if step.node.op == "attend":
+            for place, source in enumerate(step.node.args):
+                if place in SEEN_THROUGH:
+                    windows.setdefault(base(source), []).append(step.node.get(SEEN_THROUGH[place]))
+    found = []
+    for step in plan.steps:
+        write = writes_cache(step.node)
+        if write is not None:
+            given = attributes(write)
+            seen = windows.get(step.node, [None])
+            window = None if None in seen else max(w for w in seen if w is not None)
+            _, heads, size = write.shape
+            assert isinstance(heads, int) and isinstance(size, int)
+            found.append(make(given["slot"], given["plane"], heads, size, write.type.dtype, window, given["sink"]))
+    return found
+
+
+def primitive(block: Block) -> Node:
+    """The block's result with compound ops along rows written out in primitive ones."""
+    done: dict[Node, Node] = {}
+    for item in topological([block.result]):
+        args = tuple(done[arg] for arg in item.args)
+        body = OPS[item.op].body if item.op in ("rms_norm", "softmax") else None
+        done[item] = body(*args, **attributes(item)) if body is not None else with_args(item, args)
+    return done[block.result]

@@ -21,9 +21,10 @@ from programs import ARM, Program, T  # noqa: E402
 
 from briolette.backends import formats, reference  # noqa: E402
 from briolette.backends.cpu.emit import Emitter, layout_of  # noqa: E402
-from briolette.backends.cpu.support import OWN, kernels  # noqa: E402
+from briolette.backends.cpu.support import kernels  # noqa: E402
 from briolette.backends.cuda import support as cuda_support  # noqa: E402
 from briolette.backends.cuda.compilation import compiled as cuda_compiled  # noqa: E402
+from briolette.backends.support import OWN  # noqa: E402
 from briolette.compiler.dims import evaluate  # noqa: E402
 from briolette.compiler.errors import BrioletteError  # noqa: E402
 from briolette.compiler.ir import Node, topological  # noqa: E402

@@ -11,9 +11,10 @@ import pytest
 
 from briolette.backends import reference
 from briolette.backends.cpu import engine as cpu
-from briolette.backends.cpu.support import OWN, kernels
+from briolette.backends.cpu.support import kernels
 from briolette.backends.cuda import engine as cuda
 from briolette.backends.cuda.support import kernels as cuda_kernels
+from briolette.backends.support import OWN
 from briolette.compiler.ir import topological
 from briolette.compiler.ops import OPS
 from briolette.compiler.pipeline import Form, front, optimise

@@ -11,10 +11,11 @@ from llvmlite import ir
 from briolette.compiler.codecs import codec_named, is_codec
 from briolette.compiler.dims import Affine, Dim, product
 from briolette.compiler.ir import Node
-from briolette.compiler.ops import attributes, inverse_frequencies
+from briolette.compiler.ops import inverse_frequencies
 from briolette.compiler.plan import Plan, base, writes_cache
 from briolette.compiler.views import view_of
 
+from .. import reading
 from .build import I64, PTR, VOID, Build, Target, Value
 from .context import FIELDS, OF_OTHERS
 from .describe import in_order, kernel_key, linear_spec, quantised, row_shape, row_stride, rows_spec, tiling
@@ -90,24 +91,8 @@ def scratch_of(item: Node) -> int:
 
 
 def planes_of(plan: Plan) -> list[Plane]:
-    """The cache planes a program writes, with the widest window that any attention reads them through."""
-    windows: dict[Node, list[int | None]] = {}
-    for step in plan.steps:
-        if step.node.op == "attend":
-            for place, source in enumerate(step.node.args):
-                seen = {1: "window", 2: "window", 4: "recent", 5: "recent"}.get(place)
-                if seen is not None:
-                    windows.setdefault(base(source), []).append(step.node.get(seen))
-    found = []
-    for step in plan.steps:
-        write = writes_cache(step.node)
-        if write is not None:
-            given = attributes(write)
-            seen = windows.get(step.node, [None])
-            window = None if None in seen else max(w for w in seen if w is not None)
-            _, heads, size = write.shape
-            assert isinstance(heads, int) and isinstance(size, int)
-            found.append(Plane(given["slot"], given["plane"], heads, size, write.type.dtype, window, given["sink"]))
+    """The cache planes a program writes, in groups where one of a layer is in codes."""
+    found = reading.planes_of(plan, Plane)
     coded = {plane.slot for plane in found if is_codec(plane.dtype)}
     return [replace(plane, grouped=plane.slot in coded and not plane.plane.startswith("near")) for plane in found]
 

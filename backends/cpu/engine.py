@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base import F32Array, Options, Source, TokenRows, Weights, checked, checked_rows
+from ..planes import Rings
 from .context import CONTEXT_BYTES
 from .groups import GROUP_OF, GROUPS, SMALL_BATCH, rows_of
 from .jit import Library, compile_object
@@ -65,9 +66,7 @@ class CpuEngine:
         self.weights, self.options = weights, options
         self.context = aligned(CONTEXT_BYTES)
         self.planes: dict[tuple[int, str], _Plane] = {}
-        # The first position that a ring of each length still holds of a sequence. It does not go back when a
-        # sequence is rewound: what a ring has overwritten is lost.
-        self.oldest: dict[tuple[int, int], int] = {}
+        self.rings = Rings(options)
         self.decoded: dict[str, F32Array] = {}
         self.packed = Packed(weights, self.target, options.threads)
         self.kept: list[NDArray[np.uint8]] = []  # the mapped tensors that native code points into
@@ -169,24 +168,24 @@ class CpuEngine:
 
     def rewindable(self, end: int, to: int, sequence: int = 0) -> bool:
         """Whether every ring still holds the window before `to`, with `end` positions written."""
-        rings = {(p.of.window, p.ring) for p in self.planes.values() if p.of.window is not None}
-        return to <= end and all(
-            self.oldest.get((sequence, ring), 0) <= max(0, to - window + 1) for window, ring in rings
-        )
+        return self.rings.hold(end, to, sequence, self._planes())
 
     def checkpoint(self) -> Callable[[], None]:
         """See `base.Engine.checkpoint`."""
         with self.team.mine():
             rings = [p for p in self.planes.values() if p.capacity < self.options.context]
-            kept, oldest = [(ring.memory, ring.memory.copy()) for ring in rings], dict(self.oldest)
+            kept, before = [(ring.memory, ring.memory.copy()) for ring in rings], self.rings.copy()
 
         def restore() -> None:
             with self.team.mine():
                 for memory, content in kept:
                     memory[:] = content
-                self.oldest = dict(oldest)
+                self.rings = before.copy()
 
         return restore
+
+    def _planes(self) -> list[Plane]:
+        return [plane.of for plane in self.planes.values()]
 
     def _run(self, program: str, rows: TokenRows, to: F32Array | None = None) -> F32Array:
         """Runs a program; gives its logits, in `to` if that is given: they are large, and a copy takes its time."""
@@ -196,12 +195,7 @@ class CpuEngine:
 
     def _call(self, loaded: _Group, program: str, rows: TokenRows, out: F32Array | None = None) -> F32Array:
         """Runs a program; gives the memory of its first output, `out` if that is given."""
-        # What rings hold, before they are written: after an interruption they may or may not have been.
-        for sequence, mine in rows.each():
-            start, end = int(rows.positions[mine[0]]), int(rows.positions[mine[-1]]) + 1
-            for ring in {p.ring for p in self.planes.values()}:
-                before = self.oldest.get((sequence, ring), 0)
-                self.oldest[sequence, ring] = max(min(before, start), end - ring)
+        self.rings.write(rows, self._planes())
         if out is None:
             out = np.empty(loaded.record.result_size(program, len(rows)), np.float32)
         fields = loaded.fields | {
@@ -299,7 +293,6 @@ class _Plane:
 
     def __init__(self, of: Plane, options: Options):
         self.of, self.capacity = of, of.positions(options)
-        self.ring = self.capacity - of.sink
         self.memory = aligned(of.memory(options).bytes).view(DTYPES.get(of.dtype, np.uint8))  # codes are bytes
 
 

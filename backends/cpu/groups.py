@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from ..base import Options
-
-ALL_LOGITS_CHUNK = 64  # tokens a step when every token's logits are wanted: they are large
+from ..base import ALL_LOGITS_CHUNK, Options
 
 # Decoding and prefill share kernels and are both wanted by any generation; every token's logits are wanted by
 # evaluation, and of several sequences at once.

@@ -15,7 +15,7 @@ import numpy as np
 from briolette.compiler.dims import evaluate, parse_dim
 
 from .. import formats
-from ..base import Options, PlaneMemory
+from ..planes import CachePlane
 from .coded import GROUP, coded
 
 DTYPES = {"f32": np.float32, "f16": np.uint16, "bf16": np.uint16}  # 16-bit planes are kept as bits
@@ -56,38 +56,24 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Plane:
-    """A plane of the KV cache: [heads, capacity, size] of dtype, read with a window or without. Of a near plane the
-    window is what counts as recent; the first `sink` positions stay. grouped: whether it holds whole groups of
-    positions, as planes of codes do, and those that are read beside them."""
+class Plane(CachePlane):
+    """A plane in the host's memory. grouped: whether it holds whole groups of positions, as planes of codes do, and
+    those that are read beside them."""
 
-    slot: int
-    plane: str
-    heads: int
-    size: int
-    dtype: str
-    window: int | None
-    sink: int = 0
     grouped: bool = False
 
-    def positions(self, options: Options) -> int:
-        """All positions, or a ring that holds a window and the chunk being written behind those that stay."""
-        ring = options.context if self.window is None else self.window + options.chunk
-        held = max(min(options.context, self.sink + ring), self.sink + 1)
-        return -(-held // WHOLE) * WHOLE if self.grouped else held
+    @property
+    def whole(self) -> int:
+        """See `CachePlane.whole`."""
+        return WHOLE if self.grouped else 1
 
     @property
     def token_bytes(self) -> int:
-        """What a position takes."""
+        """See `CachePlane.token_bytes`."""
         layout = coded(self.dtype, self.size)
         if layout is not None:
             return self.heads * layout.ring_bytes(WHOLE) // WHOLE
         return self.heads * self.size * np.dtype(DTYPES[self.dtype]).itemsize
-
-    def memory(self, options: Options) -> PlaneMemory:
-        """The plane as it is allocated."""
-        held = self.positions(options)
-        return PlaneMemory(self.slot, self.plane, self.token_bytes, held, self.window, options.sequences)
 
 
 @dataclass(frozen=True)

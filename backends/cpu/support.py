@@ -1,29 +1,12 @@
-"""Which ops CPU kernels compute, read off the tables that the fuser and the emitters go by."""
+"""Which ops CPU kernels compute."""
 
 from __future__ import annotations
 
-from briolette.compiler.ops import OPS
-from briolette.compiler.rules.fuse import PRODUCTS, ROW_OPS
-
+from .. import support
 from .emit import has_kernel
 from .math import ELEMENTWISE
 
-OWN = "own"
-
 
 def kernels() -> dict[str, tuple[str, ...]]:
-    """Every op that kernels compute, with their families, or OWN where the op is a kernel by itself.
-
-    Ops that are in none must decompose: into the ops of their body, before kernels are made.
-    """
-    found: dict[str, tuple[str, ...]] = {}
-    for name, op in OPS.items():
-        if name in PRODUCTS:
-            found[name] = (PRODUCTS[name],)
-        elif "elementwise" in op.traits and name in ELEMENTWISE:
-            found[name] = (*PRODUCTS.values(), "rows")
-        elif name in ROW_OPS or "effect" in op.traits:
-            found[name] = ("rows",) if not has_kernel(name) else ("rows", OWN)
-        elif not op.traits & {"leaf", "view", "structure"} and has_kernel(name):
-            found[name] = (OWN,)
-    return found
+    """See `backends.support.kernels`."""
+    return support.kernels(has_kernel, ELEMENTWISE)

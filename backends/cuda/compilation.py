@@ -14,7 +14,7 @@ from briolette.compiler.rules.integers import Integers
 from briolette.compiler.rules.quantised_rows import quantised_rows
 
 from .. import formats
-from ..base import Options
+from ..base import ALL_LOGITS_CHUNK, Options
 from ..reading import token_ids, vocabulary_of
 from .emit import Emitter, Layout, layout_of
 from .source import Kernel, Together, module_source
@@ -24,7 +24,6 @@ from .steps import Launch
 GROUPS = (("decode", "prefill"), ("all",), ("batch",))
 KERNELS_OF_UNIT = 4
 FORM = {"batch": "all"}  # where a program's form has another name
-ALL_LOGITS_CHUNK = 64  # tokens a step when every token's logits are wanted: they are large
 # Formats whose products are made in integers, with the columns that rows must be a multiple of.
 INTEGERS = tuple((name, max(fmt.elements, 32)) for name, fmt in formats.FORMATS.items() if fmt.quants is not None)
 

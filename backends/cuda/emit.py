@@ -12,10 +12,11 @@ from briolette.compiler.ops import attributes, inverse_frequencies
 from briolette.compiler.plan import Plan, base, writes_cache
 from briolette.compiler.views import view_of
 
+from ..reading import planes_of
 from .attend import attend_launches, encode_launch, scratch_bytes, signs_source
 from .blocks import number, numbers
 from .linear import product_launch
-from .planes import CachePlane, planes_of
+from .planes import DevicePlane
 from .rows import rows_launch
 from .source import Kernel, Together
 from .steps import Argument, Launch, known, row_stride
@@ -35,17 +36,17 @@ class Layout:
 
     weights: tuple[Node, ...]
     staged: tuple[Node, ...]
-    planes: tuple[CachePlane, ...]
+    planes: tuple[DevicePlane, ...]
     scratch: int
 
 
 def layout_of(plans: Sequence[Plan]) -> Layout:
     """The tables that programs of one model share."""
     readers: dict[Node, set[str]] = {}
-    planes: dict[tuple[int, str], CachePlane] = {}
+    planes: dict[tuple[int, str], DevicePlane] = {}
     scratch = 0
     for plan in plans:
-        planes = {(p.slot, p.plane): p for p in planes_of(plan)} | planes
+        planes = {(p.slot, p.plane): p for p in planes_of(plan, DevicePlane)} | planes
         for step in plan.steps:
             if step.node.op == "attend":
                 scratch = max(scratch, scratch_bytes(step.node))

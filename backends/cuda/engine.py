@@ -17,12 +17,13 @@ from briolette.compiler.views import view_of
 
 from .. import formats
 from ..base import Choice, F32Array, Memory, Options, Room, Source, TokenRows, Weights, checked, checked_rows
+from ..planes import Rings
 from ..reading import stored_bytes
 from .choosing import THREADS, WISH_BYTES, can_choose, sample_kernel, wish
 from .compilation import GROUPS, Compilation, Compiled, Program, compiled, rows_of, watching
 from .device import Device, open_device
 from .emit import Layout, layout_of
-from .planes import CachePlane
+from .planes import DevicePlane
 from .source import module_source
 from .steps import Argument, Launch, blocks, known, row_stride
 
@@ -44,8 +45,8 @@ class CudaEngine:
         self.closed = False
         self.owned: list[int] = []
         self.sizes: dict[str, int] = {}
-        self.oldest: dict[tuple[int, int], int] = {}  # see `CpuEngine.oldest`
-        self.planes: dict[tuple[int, str], tuple[CachePlane, int]] = {}
+        self.rings = Rings(options)
+        self.planes: dict[tuple[int, str], tuple[DevicePlane, int]] = {}
         self.stored: dict[Node, int] = {}
         self.chunk = options.chunk
         self.inputs = self.alloc("tables", I32 * (1 + 3 * self.chunk))
@@ -119,10 +120,7 @@ class CudaEngine:
         self, tokens: Sequence[int], wanted: Sequence[Node], last: Mapping[Node, int] | None = None
     ) -> list[NDArray[Any]]:
         """See `base.Engine.values`."""
-        rows, chunk = (
-            checked(tokens, 0, self.compilation.token_ids, self.options),
-            rows_of("all", self.options),
-        )
+        rows, chunk = checked(tokens, 0, self.compilation.token_ids, self.options), rows_of("all", self.options)
         planned = watching(self.compilation.module, tuple(wanted), self.options)
         loaded = Loaded(self, compiled({"values": planned}))
         parts = []
@@ -139,14 +137,27 @@ class CudaEngine:
 
     def rewindable(self, end: int, to: int, sequence: int = 0) -> bool:
         """Whether every ring still holds the window before `to`, with `end` positions written."""
-        rings = {
-            (plane.window, plane.positions(self.options) - plane.sink)
-            for plane, _ in self.planes.values()
-            if plane.window is not None
-        }
-        return to <= end and all(
-            self.oldest.get((sequence, ring), 0) <= max(0, to - window + 1) for window, ring in rings
-        )
+        return self.rings.hold(end, to, sequence, self._planes())
+
+    def checkpoint(self) -> Callable[[], None]:
+        """See `base.Engine.checkpoint`."""
+        sizes = [(plane.memory(self.options), address) for plane, address in self.planes.values()]
+        kept = [
+            (address, self.device.read(address, memory.bytes))
+            for memory, address in sizes
+            if memory.positions < self.options.context
+        ]
+        rings = self.rings.copy()
+
+        def restore() -> None:
+            for address, content in kept:
+                self.device.write(address, content)
+            self.rings = rings.copy()
+
+        return restore
+
+    def _planes(self) -> list[DevicePlane]:
+        return [plane for plane, _ in self.planes.values()]
 
     def _run(self, program: str, rows: TokenRows) -> F32Array:
         """Runs a program; gives its logits."""
@@ -166,7 +177,7 @@ class CudaEngine:
         """Runs a step of a program."""
         if self.closed:
             raise BrioletteError("this engine has been closed")
-        self._remember(rows)
+        self.rings.write(rows, self._planes())
         inputs = np.zeros(1 + 3 * self.chunk, np.int32)
         inputs[0] = len(rows)
         for i, given in enumerate((rows.ids, rows.positions, rows.sequences)):
@@ -174,15 +185,6 @@ class CudaEngine:
         self.device.write(self.inputs, inputs.view(np.uint8))
         loaded.stage(rows.ids)
         loaded.run(program, len(rows))
-
-    def _remember(self, rows: TokenRows) -> None:
-        """What rings forget with a step."""
-        for sequence, mine in rows.each():
-            start, end = int(rows.positions[mine[0]]), int(rows.positions[mine[-1]]) + 1
-            for plane, _ in self.planes.values():
-                ring = plane.positions(self.options) - plane.sink
-                before = self.oldest.get((sequence, ring), 0)
-                self.oldest[sequence, ring] = max(min(before, start), end - ring)
 
     # --- memory -------------------------------------------------------------------------------------
 
@@ -212,7 +214,7 @@ class CudaEngine:
             self.weights.forget(weight["name"])
         return self.stored[item]
 
-    def plane_of(self, plane: CachePlane) -> int:
+    def plane_of(self, plane: DevicePlane) -> int:
         """A plane's memory, allocated once for all programs."""
         key = plane.slot, plane.plane
         if key not in self.planes:
@@ -306,7 +308,8 @@ class Loaded:
 
     def free(self) -> None:
         """Gives back what is these programs' own, but for the weights that they share with others."""
-        for address in (self.arena, self.out, *self.tables["scratch"], *self.tables["capacities"]):
+        staged, shared = self.tables["staged"], ("scratch", "capacities")
+        for address in (self.arena, self.out, *staged, *(self.tables[name][0] for name in shared)):
             self.engine.owned.remove(address)
             self.device.free(address)
 

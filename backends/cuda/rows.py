@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from briolette.compiler.dims import Dim
 from briolette.compiler.ir import Block, Node, topological
-from briolette.compiler.ops import OPS, attributes, with_args
+from briolette.compiler.ops import attributes
 
+from ..reading import primitive
 from .blocks import format_name, format_source
 from .expressions import expression
 from .indexing import Axes, last_stride
@@ -18,16 +19,6 @@ from .steps import Argument, Launch, Places, known, row_stride
 
 REDUCTIONS = {"sum": "Sum", "mean": "Sum", "max": "Max"}
 MOST_THREADS = 256
-
-
-def primitive(block: Block) -> Node:
-    """The block's result with compound ops along rows written out in primitive ones."""
-    done: dict[Node, Node] = {}
-    for item in topological([block.result]):
-        args = tuple(done[arg] for arg in item.args)
-        body = OPS[item.op].body if item.op in ("rms_norm", "softmax") else None
-        done[item] = body(*args, **attributes(item)) if body is not None else with_args(item, args)
-    return done[block.result]
 
 
 def rows_launch(item: Node, places: Places) -> tuple[Launch, Kernel]:

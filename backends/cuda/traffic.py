@@ -19,7 +19,7 @@ from briolette.compiler.views import view_of
 from ..formats import element_bytes
 from .attend import scratch_bytes
 from .emit import Emitter, Layout, Made, joined
-from .planes import CachePlane
+from .planes import DevicePlane
 from .source import Kernel, Together
 from .steps import Argument, Launch, blocks, known, row_stride
 
@@ -166,7 +166,7 @@ def _count(item: Node) -> int:
     return count
 
 
-def _plane(item: Node, layout: Layout) -> CachePlane:
+def _plane(item: Node, layout: Layout) -> DevicePlane:
     write = writes_cache(base(item))
     assert write is not None
     return next(p for p in layout.planes if (p.slot, p.plane) == (write["slot"], write["plane"]))

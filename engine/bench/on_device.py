@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -20,7 +19,7 @@ from briolette.engine.model import Model, load
 from briolette.engine.telling import Telling
 
 from .measure import Case, Result, measure
-from .ours import tokens
+from .ours import seconds_of, steps_of, tokens
 from .profile import kernel_name
 from .show import case_json
 from .wanted import Wanted
@@ -45,23 +44,11 @@ class OnDevice:
 
     def run(self, case: Case) -> float:
         """See `measure.Subject`."""
-        ids, step = self.tokens(case.tokens, case.depth), self.engine.step
-        begin = time.perf_counter()
-        if case.kind == "prefill":
-            step(ids, case.depth, case.logits)
-        else:
-            for i, token in enumerate(ids):
-                step([token], case.depth + i)
-        return time.perf_counter() - begin
+        return seconds_of(self.engine, case, self.tokens(case.tokens, case.depth))
 
     def work(self, case: Case) -> Work:
         """See `measure.Subject`."""
-        if case.kind == "decode" or case.tokens == 1:
-            program, steps = "decode", [(1, case.depth + case.tokens // 2)] * case.tokens
-        else:
-            program = "all" if case.logits == "all" else "prefill"
-            rows, end = rows_of(program, self.model.options), case.depth + case.tokens
-            steps = [(min(rows, end - at), at) for at in range(case.depth, end, rows)]
+        program, steps = steps_of(case, lambda program: rows_of(program, self.model.options))
         if program not in self.works:
             self.works[program] = Works(self.engine.compilation.plan(program, self.model.options).module)
         return sum((self.works[program].of_step(*step) for step in steps), Work())

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import cast
 
+from briolette.backends.base import Engine
 from briolette.backends.cpu.engine import CpuEngine
 from briolette.backends.cpu.groups import GROUP_OF, rows_of
 from briolette.engine.model import Model
@@ -19,6 +20,27 @@ IDS = 1000  # different tokens that are used: rows of the tables that are looked
 def tokens(count: int, start: int, ids: int) -> list[int]:
     """Token ids for positions start, start + 1, …: any will do, for speed does not depend on them."""
     return [(start + i) % min(ids, IDS) for i in range(count)]
+
+
+def seconds_of(engine: Engine, case: Case, ids: list[int]) -> float:
+    """How long the tokens of a case take, behind `case.depth` others."""
+    begin = time.perf_counter()
+    if case.kind == "prefill":
+        engine.step(ids, case.depth, case.logits)
+    else:
+        for i, token in enumerate(ids):
+            engine.step([token], case.depth + i)
+    return time.perf_counter() - begin
+
+
+def steps_of(case: Case, rows_of: Callable[[str], int]) -> tuple[str, list[tuple[int, int]]]:
+    """The program that a case runs, and each step's tokens and first position; rows_of: tokens that a step of a program
+    takes at most."""
+    if case.kind == "decode" or case.tokens == 1:
+        return "decode", [(1, case.depth + case.tokens // 2)] * case.tokens  # all as the one in the middle
+    program = "all" if case.logits == "all" else "prefill"
+    rows, end = rows_of(program), case.depth + case.tokens
+    return program, [(min(rows, end - at), at) for at in range(case.depth, end, rows)]
 
 
 class Briolette:
@@ -48,14 +70,7 @@ class Briolette:
 
     def run(self, case: Case) -> float:
         """See `measure.Subject`."""
-        ids, step = self.tokens(case.tokens, case.depth), self.engine.step
-        begin = time.perf_counter()
-        if case.kind == "prefill":
-            step(ids, case.depth, case.logits)
-        else:
-            for i, token in enumerate(ids):
-                step([token], case.depth + i)
-        seconds = time.perf_counter() - begin
+        seconds = seconds_of(self.engine, case, self.tokens(case.tokens, case.depth))
         self.restore()
         return seconds
 
@@ -71,12 +86,7 @@ class Briolette:
         return self.works[program]
 
     def steps(self, case: Case) -> tuple[str, list[tuple[int, int]]]:
-        """The program that a case runs, and each step's tokens and first position."""
-        if case.kind == "decode" or case.tokens == 1:
-            return "decode", [(1, case.depth + case.tokens // 2)] * case.tokens  # all as the one in the middle
-        program = "all" if case.logits == "all" else "prefill"
-        rows, end = rows_of(program, self.model.options), case.depth + case.tokens
-        return program, [(min(rows, end - at), at) for at in range(case.depth, end, rows)]
+        return steps_of(case, lambda program: rows_of(program, self.model.options))
 
     def tokens(self, count: int, start: int) -> list[int]:
         return tokens(count, start, self.engine.token_ids)

@@ -110,7 +110,8 @@ def result_json_of(one: Result, measured: Measured) -> dict[str, Any]:
     if one.work is not None:
         found["bytes_per_token"] = round(one.work.bytes / one.case.tokens)
         found["macs_per_token"] = round(one.work.macs / one.case.tokens)
-    found |= {name: round(value, 4) for name, value in shares(one, measured.ceilings[one.threads]).items()}
+    told = shares(one, measured.ceilings[one.threads])
+    found |= {name: float(f"{value:.4g}") for name, value in told.items()}  # a tiny model's are tiny, not nothing
     ratios = {kv: round(value, 4) for kv, value in measured.ratios(one).items()}
     return found | ({"ratios": ratios} if ratios else {})
 

@@ -9,7 +9,7 @@ from programs import Program, T
 from running import Running, error
 
 from briolette.backends.cuda.device import Device
-from briolette.backends.cuda.planes import CachePlane
+from briolette.backends.cuda.planes import DevicePlane
 from briolette.compiler.codecs import codec_named, encode
 from briolette.compiler.ir import Node
 from briolette.compiler.ops import node
@@ -110,7 +110,7 @@ def test_several_sequences_in_one_step(weights):
     running.engine.close()
 
 
-def unpacked(plane: CachePlane, memory: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+def unpacked(plane: DevicePlane, memory: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
     """Codes [heads, capacity, size] and scales [heads, capacity, blocks] of one sequence, as `planes.cuh` tells."""
     codec = codec_named(plane.dtype)
     codes = np.zeros((plane.heads, capacity, plane.size), np.int64)

@@ -69,3 +69,18 @@ def test_in_integers_and_f16(name):
     )
     assert error(found, answers["logits"][-3:]) <= BOUNDS.get(name, 2e-3)
     made.close()
+
+
+def test_rings_are_put_back():
+    """After a checkpoint, steps that go on from there may be taken again."""
+    name = "gemma3_period"
+    answers = opened(name)[2]
+    made, tokens = engine_of(name, context=256), [*answers["tokens"]] * 6
+    made.step(tokens[:40], 0)
+    restore = made.checkpoint()
+    first = made.step(tokens[40:90], 40)
+    assert not made.rewindable(90, 40)
+    restore()
+    assert made.rewindable(40, 40)
+    assert np.array_equal(made.step(tokens[40:90], 40), first)
+    made.close()

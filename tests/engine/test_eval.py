@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from briolette.engine.divergence import positions
 from briolette.engine.evaluation.cache_bits import bits_of_peer
 from briolette.engine.evaluation.figures import divergence, estimate
 from briolette.engine.evaluation.windows import windows
-from briolette.engine.telling import Telling
 
 MODELS = Path(__file__).resolve().parents[1] / "oracle" / "models"
 E2B = MODELS / "gemma4_e2b.gguf"
@@ -303,23 +301,8 @@ def test_a_text_from_standard_input(text):
     assert json.loads(found.stdout)["chunks"] > COUNT
 
 
-def test_ctrl_c_ends_it_and_what_it_loaded(given, monkeypatch):
-    closed: list[str] = []
-
-    class Interrupted:
-        """A progress bar at which a person presses Ctrl-C."""
-
-        def __init__(self, message: str):
-            pass
-
-        def __call__(self, done: int, wanted: int) -> None:
-            if done == 3:
-                raise KeyboardInterrupt
-
-        def close(self) -> None:
-            closed.append("bar")
-
-    monkeypatch.setattr(evaluate, "TELLING", Telling(lambda message: nullcontext(), Interrupted))
+def test_ctrl_c_ends_it_and_what_it_loaded(given, monkeypatch, closed, interrupted):
+    monkeypatch.setattr(evaluate, "TELLING", interrupted)
     monkeypatch.setattr(briolette.Model, "close", lambda model: closed.append(model.options.cache))
     assert called("kld", *given, "--kv", "f16", code=130) == ""
     assert closed == ["f16", "f32", "bar"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from contextlib import nullcontext
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,7 +19,6 @@ from briolette.engine.commands import tune as command
 from briolette.engine.gguf import open_gguf
 from briolette.engine.model import options_for
 from briolette.engine.source import source_of
-from briolette.engine.telling import Telling
 from briolette.engine.tuning import costs as tuning_costs
 from briolette.engine.tuning import run
 from briolette.engine.tuning.choice import Predictions, choose, hull
@@ -172,23 +170,8 @@ def test_a_policy_is_chosen_and_measured(given, monkeypatch, tmp_path):
     assert told.count("<tr") == 1 + len(found["rows"])
 
 
-def test_ctrl_c_ends_it_and_what_it_loaded(given, monkeypatch):
-    closed: list[str] = []
-
-    class Interrupted:
-        """A progress bar at which a person presses Ctrl-C."""
-
-        def __init__(self, message: str):
-            pass
-
-        def __call__(self, done: int, wanted: int) -> None:
-            if done == 3:
-                raise KeyboardInterrupt
-
-        def close(self) -> None:
-            closed.append("bar")
-
-    monkeypatch.setattr(command, "TELLING", Telling(lambda message: nullcontext(), Interrupted))
+def test_ctrl_c_ends_it_and_what_it_loaded(given, monkeypatch, closed, interrupted):
+    monkeypatch.setattr(command, "TELLING", interrupted)
     assert called(*given, "--memory", "30KB", code=130) == ""
     assert closed == ["bar"]
 

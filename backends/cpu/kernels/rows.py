@@ -15,8 +15,9 @@ from functools import partial
 from llvmlite import ir
 
 from briolette.backends import formats
+from briolette.backends.reading import primitive
 from briolette.compiler.ir import Block, Node, topological
-from briolette.compiler.ops import OPS, attributes, with_args
+from briolette.compiler.ops import attributes
 
 from ..blocks import emit_span, unit
 from ..build import F32, I32, I64, PTR, VOID, Build, Target, Value
@@ -53,16 +54,6 @@ class Rows:
     def scratch_bytes(self) -> int:
         """Per thread: a dequantised embedding row for every table that is looked up in."""
         return 4 * self.columns * sum(o.role == "weight" for o in self.operands)
-
-
-def primitive(block: Block) -> Node:
-    """The block's result with compound ops along rows written out in primitive ones."""
-    done: dict[Node, Node] = {}
-    for item in topological([block.result]):
-        args = tuple(done[arg] for arg in item.args)
-        body = OPS[item.op].body if item.op in ("rms_norm", "softmax") else None
-        done[item] = body(*args, **attributes(item)) if body is not None else with_args(item, args)
-    return done[block.result]
 
 
 def emit_rows(module: ir.Module, target: Target, name: str, spec: Rows) -> ir.Function:

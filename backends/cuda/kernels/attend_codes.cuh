@@ -9,21 +9,7 @@
 // c += a b for tiles of 16 x 32 and 32 x 8 of bytes with signs (mma.m16n8k32).
 __device__ __forceinline__ void mma_16_8_32(int c[4], const u32 a[4], const u32 b[2]) {
 #ifdef BRIOLETTE_EMULATED
-  const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;
-  for (int j = 0; j < 4; j++) {
-    u32 mine[4], left[2], right[2];
-    for (int i = 0; i < 4; i++) mine[i] = __shfl_sync(ALL_LANES, a[i], row * 4 + j);
-    for (int i = 0; i < 2; i++) {
-      left[i] = __shfl_sync(ALL_LANES, b[i], column * 4 + j);
-      right[i] = __shfl_sync(ALL_LANES, b[i], (column + 1) * 4 + j);
-    }
-    for (int half = 0; half < 2; half++) {
-      c[0] = __dp4a((int)mine[2 * half], (int)left[half], c[0]);
-      c[1] = __dp4a((int)mine[2 * half], (int)right[half], c[1]);
-      c[2] = __dp4a((int)mine[2 * half + 1], (int)left[half], c[2]);
-      c[3] = __dp4a((int)mine[2 * half + 1], (int)right[half], c[3]);
-    }
-  }
+  emulated_mma_s8(c, a, b, c);
 #else
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])

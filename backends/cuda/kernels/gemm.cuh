@@ -7,23 +7,7 @@
 // c += a b for tiles of 16 x 16 and 16 x 8, spread over a warp as PTX says (mma.m16n8k16, f16 with f32 sums).
 __device__ __forceinline__ void mma_16_8_16(float c[4], const u32 a[4], const u32 b[2]) {
 #ifdef BRIOLETTE_EMULATED
-  // The same from the lanes that hold the parts: four of each row of a, four of each column of b.
-  const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;
-  for (int j = 0; j < 4; j++) {
-    u32 mine[4], left[2], right[2];
-    for (int i = 0; i < 4; i++) mine[i] = __shfl_sync(ALL_LANES, a[i], row * 4 + j);
-    for (int i = 0; i < 2; i++) {
-      left[i] = __shfl_sync(ALL_LANES, b[i], column * 4 + j);
-      right[i] = __shfl_sync(ALL_LANES, b[i], (column + 1) * 4 + j);
-    }
-    for (int half = 0; half < 2; half++) {
-      for (int i = 0; i < 2; i++) {
-        const float top = f16_value((u16)(mine[2 * half] >> 16 * i)), low = f16_value((u16)(mine[2 * half + 1] >> 16 * i));
-        const float l = f16_value((u16)(left[half] >> 16 * i)), r = f16_value((u16)(right[half] >> 16 * i));
-        c[0] += top * l, c[1] += top * r, c[2] += low * l, c[3] += low * r;
-      }
-    }
-  }
+  emulated_mma_f16(c, a, b, c);
 #else
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
