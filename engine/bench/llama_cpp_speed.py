@@ -60,11 +60,13 @@ class Context:
         self.states: dict[tuple[int, ...], Any] = {(): None}  # by what was filled in
 
     def fill(self, ids: Sequence[int]) -> float:
+        """Has the cache hold these tokens from now on; goes on from what it has held of them before."""
         seconds, key = 0.0, tuple(ids)
         if key not in self.states:
-            self.kept = None
+            known = max((held for held in self.states if key[: len(held)] == held), key=len)
+            self.kept = self.states[known]
             self.rewind()
-            seconds = self.prefill(ids, "last")
+            seconds = self.prefill(ids[len(known) :], "last")
             size = llama_cpp.llama_state_seq_get_size(self.context, 0)
             self.states[key] = (ctypes.c_uint8 * size)()
             llama_cpp.llama_state_seq_get_data(self.context, self.states[key], size, 0)

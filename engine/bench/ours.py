@@ -51,6 +51,7 @@ class Briolette:
         self.kv = model.options.cache
         self.engine = cast(CpuEngine, model.engine)
         self.restore: Callable[[], None] = lambda: None
+        self.filled = 0  # tokens that the cache holds
         self.works: dict[str, Works] = {}
 
     def prepare(self, cases: Iterable[Case]) -> None:
@@ -63,9 +64,11 @@ class Briolette:
         return GROUP_OF[self.steps(case)[0]]
 
     def fill(self, depth: int) -> None:
-        """See `measure.Subject`."""
-        if depth:
-            self.engine.step(self.tokens(depth, 0), 0)
+        """See `measure.Subject`. Goes on from what the cache holds."""
+        held = self.filled if self.filled <= depth else 0
+        if depth > held:
+            self.engine.step(self.tokens(depth - held, held), held)
+        self.filled = depth
         self.restore = self.engine.checkpoint()
 
     def run(self, case: Case) -> float:
