@@ -32,6 +32,7 @@ class Weights:
 
 WEIGHTS = ("packed", "mixed", "mapped")
 PREFILL = ("exact", "fast")
+LIKELIEST = 128  # tokens that an engine of `TellsLikeliest` tells at most
 ALL_LOGITS_CHUNK = 64  # tokens a step when every token's logits are wanted: they are large
 
 
@@ -217,6 +218,19 @@ class Chooses(Protocol):
     def choose(self, token: int, position: int, choice: Choice, sequence: int = 0) -> int | None:
         """Runs one token as `Engine.step` does, and chooses the one after it: -1 where logits are not numbers, None
         where it cannot, and has not run the token."""
+        ...
+
+
+@runtime_checkable
+class TellsLikeliest(Protocol):
+    """An engine that tells the likeliest tokens and writes no other logits."""
+
+    def likeliest(
+        self, token: int, position: int, count: int, sequence: int = 0
+    ) -> tuple[NDArray[np.int32], F32Array] | None:
+        """Runs one token as `Engine.step` does. The `count` likeliest tokens after it, up to `LIKELIEST`, by ascending
+        id, and their logits, both [count]; of equally likely ones, those of lower ids. None where it cannot, and has
+        not run the token."""
         ...
 
 

@@ -19,6 +19,7 @@ from .rules.copies import copies
 from .rules.fuse import fuse
 from .rules.head import last_token
 from .rules.integers import Integers, products
+from .rules.likeliest import with_likeliest
 from .rules.simplify import ANGLES, SIMPLIFY
 from .unroll import bind, unroll
 from .verify import verify
@@ -32,13 +33,15 @@ class Form:
     """Which program is wanted of a model.
 
     `tokens` is a fixed number of tokens a step (1 for decoding) or None for any; `logits` is "last" or
-    "all"; `cache` the policy by which the KV cache is kept (`policy`); `integers`, which products are made in integers.
+    "all"; `cache` the policy by which the KV cache is kept (`policy`); `integers`, which products are made in integers;
+    `likeliest`, how many of the likeliest tokens a step of one token tells beside its logits.
     """
 
     tokens: int | None = None
     logits: str = "last"
     cache: str = "f32"
     integers: Integers | None = None
+    likeliest: int = 0
 
 
 FORMS = {"decode": Form(tokens=1), "prefill": Form(), "all": Form(logits="all")}
@@ -89,7 +92,7 @@ def optimise(module: Module, form: Form, trace: Trace | None = None, watcher: Wa
 
     def fusing(m: Module, hits: Counter[str], watch: Watch | None) -> Module:
         copied = _watched("copies", m, copies(m, hits), watch)
-        return _watched("fuse", copied, fuse(copied, hits), watch)
+        return with_likeliest(_watched("fuse", copied, fuse(copied, hits), watch), form.likeliest, hits)
 
     run("bound", binding)
     run("simplified", lambda m, hits, watch: rewrite(m, SIMPLIFY, hits, watch))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from briolette.backends.base import PREFILL, WEIGHTS, Chooses, Engine, Options, Source, Weights
+from briolette.backends.base import PREFILL, WEIGHTS, Chooses, Engine, Options, Source, TellsLikeliest, Weights
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header
 
@@ -344,15 +344,25 @@ class Model:
             yield rest
 
     def _next(self, ids: list[int], sampler: Sampler) -> int:
-        """The token after `ids`, chosen by the engine itself where it can."""
-        if isinstance(self.engine, Chooses) and self.cached == ids[:-1]:
-            found = self.engine.choose(ids[-1], len(self.cached), sampler.choice(ids))
+        """The token after `ids`. All logits are written only where fewer do not suffice."""
+        if self.cached == ids[:-1]:
+            found = self._chosen(ids, sampler)
             if found is not None:
-                if found < 0:
-                    not_numbers()
                 self.cached.append(ids[-1])
                 return found
         return sampler.pick(self._append(ids), ids)
+
+    def _chosen(self, ids: list[int], sampler: Sampler) -> int | None:
+        """Runs the last token; chooses the next one on the device, or among the likeliest that the engine tells. None
+        where it does neither, and has not run the token."""
+        engine, token, position = self.engine, ids[-1], len(self.cached)
+        if isinstance(engine, Chooses):
+            found = engine.choose(token, position, sampler.choice(ids))
+            if found is not None and found < 0:
+                not_numbers()
+            return found
+        told = engine.likeliest(token, position, sampler.wanted(ids)) if isinstance(engine, TellsLikeliest) else None
+        return told and sampler.pick(told[1], ids, told[0])
 
     def _append(self, ids: list[int]) -> NDArray[np.float32]:
         """The logits after tokens of which the cache holds all but the last, unless it was used in between."""

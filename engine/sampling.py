@@ -63,15 +63,31 @@ class Sampler:
         self.sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
 
-    def pick(self, logits: NDArray[np.float32], history: Sequence[int] = ()) -> int:
+    def wanted(self, history: Sequence[int]) -> int:
+        """How many of the likeliest tokens `pick` needs to know; 0 for all."""
+        options = self.sampling
+        most = 1 if options.temperature == 0 else options.top_k
+        if not most or options.repeat_penalty < 1:  # a token of any rank may be drawn, or may rise
+            return 0
+        return most + (len(self._recent(history)) if self._penalises(history) else 0)  # as many may fall behind others
+
+    def pick(
+        self, logits: NDArray[np.float32], history: Sequence[int] = (), among: NDArray[np.int32] | None = None
+    ) -> int:
         """The next token. `logits` is float32, shape (vocab_size,), and is not changed.
 
-        `history` holds the ids so far, for the repeat penalty. Raises BrioletteError where a logit that
-        matters is not a number.
+        `history` holds the ids so far, for the repeat penalty. among: the tokens that the logits are of, where these
+        are the `wanted` likeliest ones, by ascending id. Raises BrioletteError where a logit that matters is not a
+        number.
         """
+        place = self._place(logits, history, among)
+        return place if among is None else int(among[place])
+
+    def _place(self, logits: NDArray[np.float32], history: Sequence[int], among: NDArray[np.int32] | None) -> int:
         options = self.sampling
-        if options.repeat_penalty != 1 and options.repeat_last_n and len(history):
-            logits = self._penalised(logits, history)
+        if self._penalises(history):
+            recent = self._recent(history)
+            logits = self._penalised(logits, recent if among is None else np.flatnonzero(np.isin(among, recent)))
         if options.temperature == 0:
             best = int(logits.argmax())  # NaN counts as the largest
             if math.isnan(logits[best]):
@@ -90,19 +106,23 @@ class Sampler:
     def choice(self, history: Sequence[int]) -> Choice:
         """What `pick` would do, for an engine that chooses by itself; takes a random number as `pick` does."""
         options, recent = self.sampling, ()
-        if options.repeat_penalty != 1 and options.repeat_last_n and len(history):
+        if self._penalises(history):
             recent = tuple(self._recent(history).tolist())
         random = self._random.random() if options.temperature > 0 else 0.0
         how = (options.temperature, options.top_k, options.top_p, options.min_p, options.repeat_penalty)
         return Choice(*how, recent, random)
+
+    def _penalises(self, history: Sequence[int]) -> bool:
+        options = self.sampling
+        return options.repeat_penalty != 1 and options.repeat_last_n != 0 and len(history) > 0
 
     def _recent(self, history: Sequence[int]) -> NDArray[np.int64]:
         """The tokens that the penalty is for, each once."""
         last = self.sampling.repeat_last_n
         return np.unique(np.asarray(history if last < 0 else history[-last:], np.int64))
 
-    def _penalised(self, logits: NDArray[np.float32], history: Sequence[int]) -> NDArray[np.float32]:
-        recent = self._recent(history)
+    def _penalised(self, logits: NDArray[np.float32], recent: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits with a penalty where `recent` says."""
         penalty = np.float32(self.sampling.repeat_penalty)
         logits = logits.copy()
         values = logits[recent]

@@ -102,6 +102,40 @@ def test_repeat_penalty() -> None:
 FLOATS = st.floats(-20, 20, width=32) | st.just(-math.inf)
 
 
+@settings(max_examples=200)
+@given(
+    values=st.lists(FLOATS | st.integers(-3, 3).map(float), min_size=1, max_size=80),
+    history=st.lists(st.integers(0, 79), max_size=12),
+    options=st.fixed_dictionaries(
+        {
+            "temperature": st.just(0.0) | st.floats(0.1, 5),
+            "top_k": st.integers(0, 20),
+            "top_p": st.floats(0.01, 1),
+            "min_p": st.floats(0, 1),
+            "repeat_penalty": st.floats(0.5, 3),
+            "repeat_last_n": st.integers(-1, 6),
+            "seed": st.integers(0, 99),
+        }
+    ),
+)
+def test_the_wanted_tokens_suffice(values: list[float], history: list[int], options: dict[str, float]) -> None:
+    """The same token is picked among the likeliest ones as among all."""
+    logits, history = np.array(values, np.float32), [token % len(values) for token in history]
+    wanted = Sampler(Sampling(**options)).wanted(history)
+    assert wanted or options["repeat_penalty"] < 1 or (options["temperature"] and not options["top_k"])
+    if not 0 < wanted <= len(values):
+        return
+    among = np.sort(np.argsort(-logits, kind="stable")[:wanted]).astype(np.int32)
+
+    def picked(*args: object) -> int | str:
+        try:
+            return Sampler(Sampling(**options)).pick(*args)
+        except BrioletteError as error:
+            return str(error)
+
+    assert picked(logits[among], history, among) == picked(logits, history)
+
+
 # Logits that differ by less than a probability can show.
 @example(values=[0.0, 1.77e-39], options={"temperature": 1.0, "top_k": 0, "top_p": 0.25, "min_p": 0.0, "seed": 0})
 @example(values=[0.0, 1e-10], options={"temperature": 1.0, "top_k": 0, "top_p": 0.25, "min_p": 0.0, "seed": 0})

@@ -16,10 +16,10 @@ from briolette.compiler.rules.integers import Integers
 from briolette.compiler.text import print_module
 from briolette.compiler.views import view_of
 
-from ..base import Options
+from ..base import LIKELIEST, Options
 from ..reading import looked_up, token_ids, vocabulary_of
 from .codegen import compiled
-from .emit import KERNEL, Emitter, layout_of
+from .emit import KERNEL, Emitter, layout_of, riding
 from .groups import GROUPS, rows_of
 from .kernels.packed import FEW, ROWS
 from .marks import emit_clock
@@ -36,7 +36,8 @@ def form_of(name: str, options: Options) -> Form:
     bits = 8 if options.prefill == "fast" and name in ("prefill", "all") else 16
     tile = FEW if name == "few" else ROWS
     how = Integers(tuple(PACKED.items()), tile, bits, experts=options.weights == "packed")
-    return form_named(FORM.get(name, name), options.cache, None if options.weights == "mapped" else how)
+    form = form_named(FORM.get(name, name), options.cache, None if options.weights == "mapped" else how)
+    return replace(form, likeliest=LIKELIEST) if name == "decode" else form
 
 
 class Compilation:
@@ -90,11 +91,19 @@ def record_of(module: Module, plans: Mapping[str, Plan], target: Target) -> Reco
         scratch=layout.scratch,
         shared=layout.shared,
         arena=max(p.arena for p in plans.values()),
+        likeliest=next((found for p in plans.values() if (found := _likeliest(p)) is not None), None),
         looked_up=looked_up(module, packed),
         vocabulary=vocabulary_of(module),
         token_ids=token_ids(module),
         nodes=len(topological(module.roots)),
     )
+
+
+def _likeliest(planned: Plan) -> tuple[int, int, int] | None:
+    """See `Record.likeliest`."""
+    for ids, values in riding(planned).items():
+        return planned.buffers[ids].offset, planned.buffers[values].offset, ids["k"]
+    return None
 
 
 def _stored(item: Node) -> Stored:

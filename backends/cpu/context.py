@@ -27,6 +27,7 @@ FIELDS = {
     "entry": Field(88, True),  # the program that this generation runs
     "profile": Field(96, True),  # i64: slots of time, see profile.py; of profiled programs alone
     "slots": Field(104, True),  # i32[rows]: the sequence that each row belongs to, as a part of the planes
+    "likeliest": Field(112),  # how many of the largest logits are wanted; without them `out` may be none
     "arrived": Field(128),
     "barrier": Field(192),  # counts barriers passed
     "generation": Field(256),  # counts steps started

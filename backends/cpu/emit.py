@@ -27,6 +27,7 @@ from .kernels import (
     encode,
     experts,
     hadamard,
+    likeliest,
     linear,
     packed,
     rows,
@@ -81,6 +82,8 @@ def scratch_of(item: Node) -> int:
     if item.op == "attend":
         shapes = (attend_parts.own_layout,) if item.shape[0] == 1 else (attend_parts.own_layout, attend_many.layout)
         return max(layout(attend.spec_of(item))[1] for layout in shapes)
+    if item.op == "top":
+        return likeliest.list_bytes(item["k"])
     if item.op == "cache_write":
         return encode.scratch_bytes(item.shape[-1])
     if item.op != "fused":
@@ -131,6 +134,8 @@ class _Program:
     def __init__(self, emitter: Emitter, name: str, plan: Plan, layout: Layout):
         self.emitter, self.plan, self.layout = emitter, plan, layout
         self.target, self.module = emitter.target, emitter.module
+        self.riding = riding(plan)
+        self.listed = frozenset(item.args[0] for item in self.riding)
         self.weight_at = {item: i for i, item in enumerate(layout.weights)}
         self.plane_at = {(p.slot, p.plane): i for i, p in enumerate(layout.planes)}
         self.function = ir.Function(self.module, ir.FunctionType(VOID, [PTR, I64]), name)
@@ -234,7 +239,7 @@ class _Program:
         self.b.ir.call(function, args)
 
     def linear(self, item: Node, turn: int) -> None:
-        spec, how = linear_spec(item), quantised(item)
+        spec, how = replace(linear_spec(item), listed=item in self.listed), quantised(item)
 
         def make(name: str) -> ir.Function:
             if how is None:
@@ -243,10 +248,13 @@ class _Program:
                 return experts.emit_grouped(self.module, self.target, name, spec, *how[1:])
             return packed.emit_packed(self.module, self.target, name, spec, *how)
 
-        function = self.emitter.kernel(item["family"], f"{kernel_key(item, spec)}\n{how}", make)
+        function = self.emitter.kernel(item["family"], f"{kernel_key(item, spec)}\n{how} {spec.listed}", make)
         leading = item.shape[:-2] if spec.experts else item.shape[:-1]
         count = self.size(product(leading))
         args = [self.pointer(arg) for arg in item.args]
+        if spec.listed:
+            opened = self.emitter.kernel("list", "open", lambda _: likeliest.open_list(self.module, self.target))
+            self.call(opened, self.scratch, self.fields["likeliest"])
         self.call(function, *args, self.pointer(item), self.scratch, count, self.tid, self.fields["threads"])
 
     def rows(self, item: Node, turn: int) -> None:
@@ -340,10 +348,23 @@ class _Program:
         self.small(item, f"{given}", lambda name: small.emit_rotary_first(self.module, self.target, name, *given))
 
     def top(self, item: Node) -> None:
+        if item in self.riding:
+            self.likeliest(item)
+            return
         n, k = item.args[0].shape[-1], item["k"]
         self.small(item, f"{n} {k}", lambda name: small.emit_top(self.module, self.target, name, n, k))
 
+    def likeliest(self, item: Node) -> None:
+        """Puts together what all threads kept of the values that they made, for a `top` and the `take` of it."""
+        b, fields = self.b, self.fields
+        merge = self.emitter.kernel("list", "merge", lambda _: likeliest.merge_lists(self.module, self.target))
+        lists, values = b.at(fields["scratch"], self.layout.shared), self.pointer(self.riding[item])
+        with b.ir.if_then(b.ir.icmp_signed("==", self.tid, b.i64(0))):
+            self.call(merge, lists, self.pointer(item), values, fields["scratch_stride"], fields["threads"])
+
     def take(self, item: Node) -> None:
+        if item in self.riding.values():
+            return  # made with what it takes
         x, k = item.args[0], item.shape[-1]
         n, vector = x.shape[-1], len(x.shape) == 1
         self.small(
@@ -357,6 +378,22 @@ class _Program:
     def combine(self, item: Node) -> None:
         used, n = item.args[0].shape[-2:]
         self.small(item, f"{used} {n}", lambda name: small.emit_combine(self.module, self.target, name, used, n))
+
+
+def riding(plan: Plan) -> dict[Node, Node]:
+    """Each `top` of what a product makes of one row, with a `take` of the same: they are found by its kernel meanwhile,
+    which writes the values themselves only where they are wanted."""
+    values = {step.node.args: step.node for step in plan.steps if step.node.op == "take"}
+    tops = [step.node for step in plan.steps if step.node.op == "top"]
+    return {
+        top: values[made, top]
+        for top in tops
+        if (made := top.args[0]).op == "fused"
+        and made["family"] == "linear"
+        and made.shape[0] == 1
+        and made in plan.module.outputs
+        and (made, top) in values
+    }
 
 
 def has_kernel(op: str) -> bool:

@@ -126,6 +126,21 @@ class CpuEngine:
                 result = self._run("prefill", rows.part(at, chunk))
             return result
 
+    def likeliest(
+        self, token: int, position: int, count: int, sequence: int = 0
+    ) -> tuple[NDArray[np.int32], F32Array] | None:
+        """See `base.TellsLikeliest`."""
+        rows = checked([token], position, self.token_ids, self.options, sequence)
+        with self.team.mine():
+            loaded = self.group("generate")
+            if loaded.record.likeliest is None or not 0 < count <= loaded.record.likeliest[-1]:
+                return None
+            self._call(loaded, "decode", rows, likeliest=count)
+            ids, values, _ = loaded.record.likeliest
+            found = loaded.arena[ids : ids + 4 * count].view(np.int32)
+            order = found.argsort()
+            return found[order], loaded.arena[values : values + 4 * count].view(np.float32)[order]
+
     def batch(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> F32Array:
         """See `base.Engine.batch`."""
         rows = checked_rows(tokens, positions, sequences, self.token_ids, self.options)
@@ -193,16 +208,20 @@ class CpuEngine:
         out = self._call(loaded, program, rows, None if to is None else to.reshape(-1))
         return out.reshape(-1, self.vocabulary)
 
-    def _call(self, loaded: _Group, program: str, rows: TokenRows, out: F32Array | None = None) -> F32Array:
-        """Runs a program; gives the memory of its first output, `out` if that is given."""
+    def _call(
+        self, loaded: _Group, program: str, rows: TokenRows, out: F32Array | None = None, likeliest: int = 0
+    ) -> F32Array:
+        """Runs a program; gives the memory of its first output, `out` if that is given: none where only so many of the
+        likeliest tokens are wanted."""
         self.rings.write(rows, self._planes())
         if out is None:
-            out = np.empty(loaded.record.result_size(program, len(rows)), np.float32)
+            out = np.empty(0 if likeliest else loaded.record.result_size(program, len(rows)), np.float32)
         fields = loaded.fields | {
             "tokens": rows.ids.ctypes.data,
             "positions": rows.positions.ctypes.data,
             "slots": rows.sequences.ctypes.data,
-            "out": out.ctypes.data,
+            "out": 0 if likeliest else out.ctypes.data,
+            "likeliest": likeliest,
             "rows": len(rows),
         }
         if self.profiles is not None and loaded.profiled:

@@ -82,9 +82,10 @@ class Record:
 
     code: a name for their machine code. results: the numbers that each program writes to its first output, as a size.
     weights and planes: what they expect to find in the tables they are given, in this order. scratch: bytes for each
-    thread, shared: for all. arena: bytes for results within a step. looked_up: stored tensors of which they read only
-    rows, with a row's bytes. vocabulary: logits of a token; token_ids: how many tokens there are. nodes: of the
-    unrolled program.
+    thread, shared: for all. arena: bytes for results within a step. likeliest: where in the arena a program leaves the
+    likeliest tokens and where their logits, and of how many at most; None where none does. looked_up: stored tensors of
+    which they read only rows, with a row's bytes. vocabulary: logits of a token; token_ids: how many tokens there are.
+    nodes: of the unrolled program.
     """
 
     code: str
@@ -94,6 +95,7 @@ class Record:
     scratch: int
     shared: int
     arena: int
+    likeliest: tuple[int, int, int] | None
     looked_up: dict[str, int]
     vocabulary: int
     token_ids: int
@@ -117,5 +119,7 @@ class Record:
     @staticmethod
     def from_bytes(content: bytes) -> Record:
         given = json.loads(content)
+        found = given.pop("likeliest")
         weights = tuple(Stored(**w | {"shape": tuple(w["shape"])}) for w in given.pop("weights"))
-        return Record(weights=weights, planes=tuple(Plane(**p) for p in given.pop("planes")), **given)
+        planes = tuple(Plane(**p) for p in given.pop("planes"))
+        return Record(weights=weights, planes=planes, likeliest=found and (found[0], found[1], found[2]), **given)

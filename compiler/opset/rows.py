@@ -86,8 +86,9 @@ def _sample_top(d: Draw) -> Sample:
 
 @op("x", infer=_top_type, traits="row", sample=_sample_top, k=REQUIRED)
 def top(context: Context, x: Array, k: int) -> Array:
-    """Indices of the k largest values of each row, largest first; of equal values the earlier."""
-    return np.argsort(-x, axis=-1, kind="stable")[..., :k].astype(np.int32)
+    """Indices of the k largest values of each row, largest first; of equal values the earlier, NaN before all."""
+    number = ~np.isnan(x)
+    return np.lexsort((np.where(number, -x, 0), number), axis=-1)[..., :k].astype(np.int32)
 
 
 def _take_type(x: Type, ids: Type) -> Type:

@@ -79,7 +79,7 @@ def test_little_work():
         close(found, exact) if found.dtype == np.float32 else np.testing.assert_array_equal(found, exact)
 
 
-def test_scores_that_are_no_numbers_come_last():
+def test_scores_that_are_no_numbers_come_first():
     """Places are in bounds whatever the scores are: experts are looked up by them."""
     p = Program(seed=7)
     scores = p.rng.normal(size=(9, 11)).astype(np.float32)

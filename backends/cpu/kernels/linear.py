@@ -24,6 +24,7 @@ from ..blocks import emit_dot, emit_span, unit
 from ..build import F32, I32, I64, PTR, VOID, Build, Target, Value
 from ..math import ELEMENTWISE
 from . import ALIKE, Place, smaller, split
+from .likeliest import emit_offers
 
 PREFETCH_AHEAD = 16384  # bytes; to L2, see facts on decode kernels
 PANEL_ROWS = 16  # weight rows dequantised together in the form for many tokens
@@ -56,6 +57,7 @@ class Linear:
     single: bool
     experts: int = 0  # experts each token uses; 0 for plain products
     shared_input: bool = True  # whether a token's experts all read the same row
+    listed: bool = False  # whether the largest results are wanted, in a list in scratch; all only where `out` is some
 
     @property
     def products(self) -> list[Node]:
@@ -326,7 +328,13 @@ class Products:
         return b.load(pointer, b.vec(F32, count), offset, align=4)
 
     def store(self, values: Value, out: Value, column: Value) -> None:
-        self.b.store(values, out, self.b.shl(column, 2), align=4)
+        b, to = self.b, self.b.shl(column, 2)
+        if not self.spec.listed:
+            b.store(values, out, to, align=4)
+            return
+        emit_offers(b, self.scratch, values, column)
+        with b.ir.if_then(b.ir.icmp_unsigned("!=", self.out, b.const(PTR, None))):
+            b.store(values, out, to, align=4)
 
 
 def across(b: Build, vectors: Sequence[Value]) -> Value:

@@ -75,7 +75,7 @@ def emit_rope_table(
 
 def emit_top(module: ir.Module, target: Target, name: str, n: int, k: int) -> ir.Function:
     """`void name(ptr x, ptr out, i64 rows, tid, threads)`: x f32 [rows, n] -> ids i32 [rows, k], the largest
-    first, of equals the lowest id, NaN last: k passes for the largest that comes after the one before."""
+    first, of equals the lowest id, NaN before all: k passes for the largest that comes after the one before."""
 
     def row(b: Build, r: Value, x: Value, out: Value) -> None:
         start, to = b.at(x, b.mul(r, 4 * n)), b.at(out, b.mul(r, 4 * k))
@@ -84,7 +84,7 @@ def emit_top(module: ir.Module, target: Target, name: str, n: int, k: int) -> ir
         def pick(j: Value, carried: Sequence[Value]) -> list[Value]:
             def best(i: Value, found: Value) -> Value:
                 """The better of `found` and the keys at i that are below the previous pick's."""
-                key = _sort_key(b, start, i, found.type)
+                key = sort_key(b, b.load(start, like(found.type, F32), b.mul(i, 4)), i)
                 below = b.ir.icmp_unsigned("<", key, _repeated(b, carried[0], key.type))
                 more = b.ir.and_(below, b.ir.icmp_unsigned(">", key, found))
                 return b.ir.select(more, key, found)
@@ -105,19 +105,20 @@ def _repeated(b: Build, value: Value, ty: ir.Type) -> Value:
     return b.splat(value, ty.count) if isinstance(ty, ir.VectorType) else value
 
 
-def _sort_key(b: Build, row: Value, i: Value, ty: ir.Type) -> Value:
-    """Unsigned numbers that order elements of a row from i on, and never are equal: above, the float's bits
-    made monotonic; below, the complement of its index. `ty`, i64 or a vector of it, says how many."""
-    x = b.load(row, like(ty, F32), b.mul(i, 4))
-    x = b.add(x, 0.0)  # -0 is no less than 0
-    bits = b.bits(x, like(ty, I32))
+def sort_key(b: Build, x: Value, index: Value) -> Value:
+    """i64 of f32 values, a vector of them or one, whose indices begin with `index`: unsigned numbers that sort as the
+    values do and never are equal. Above, the value's bits made monotonic, with NaN before all; below, the complement of
+    its index."""
+    ty = like(x.type, I64)
+    bits = b.bits(b.add(x, 0.0), like(ty, I32))  # -0 is no less than 0
     sign = b.ir.ashr(bits, b.const(bits.type, 31))
     order = b.ir.xor(bits, b.bit_or(sign, 0x80000000))
-    order = b.ir.select(b.ir.fcmp_ordered("ord", x, x), order, b.const(bits.type, 0))
-    index = _repeated(b, b.ir.not_(b.ir.trunc(i, I32)), bits.type)
+    # One less than the largest, which would make a key that is no less than what `emit_top` begins with.
+    order = b.ir.select(b.ir.fcmp_ordered("ord", x, x), order, b.const(bits.type, 0xFFFFFFFE))
+    place = _repeated(b, b.ir.not_(b.ir.trunc(index, I32)), bits.type)
     if isinstance(ty, ir.VectorType):
-        index = b.sub(index, list(range(ty.count)))
-    return b.bit_or(b.shl(b.ir.zext(order, ty), 32), b.ir.zext(index, ty))
+        place = b.sub(place, list(range(ty.count)))
+    return b.bit_or(b.shl(b.ir.zext(order, ty), 32), b.ir.zext(place, ty))
 
 
 def emit_take(module: ir.Module, target: Target, name: str, n: int, k: int, vector: bool) -> ir.Function:

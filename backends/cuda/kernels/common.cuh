@@ -56,9 +56,9 @@ __device__ __forceinline__ float gelu(float x) {
 
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
 
-// Bits that order as the floats do, with a place for NaN: 0 is below all others.
-__device__ __forceinline__ u32 sort_key(float x, u32 nan) {
-  if (x != x) return nan;
+// Bits that order as the floats do, NaN before all.
+__device__ __forceinline__ u32 sort_key(float x) {
+  if (x != x) return 0xFFFFFFFFu;
   const u32 bits = __float_as_uint(x + 0.0f);  // -0 is no less than 0
   return bits >> 31 ? ~bits : bits | 0x80000000u;
 }

@@ -2,7 +2,6 @@
 // drawn from, which is here that of their ids.
 
 #define SAMPLE_THREADS 1024
-#define NAN_FIRST 0xffffffffu
 
 // As the host writes it: see `choosing.Wish`.
 struct Wish {
@@ -41,7 +40,7 @@ struct Sampler {
       for (int i = threadIdx.x; i < 256; i += SAMPLE_THREADS) own.weights[i] = 0.0f, own.counts[i] = 0;
       __syncthreads();
       for (int i = threadIdx.x; i < VOCABULARY; i += SAMPLE_THREADS) {
-        const u32 key = sort_key(logits[i], NAN_FIRST);
+        const u32 key = sort_key(logits[i]);
         if (key < lowest || (shift < 24 && key >> (shift + 8) != prefix >> (shift + 8))) continue;
         if (WEIGHTS) atomicAdd(&own.weights[key >> shift & 255u], expf(logits[i] - top));
         else atomicAdd(&own.counts[key >> shift & 255u], 1);
@@ -77,7 +76,7 @@ struct Sampler {
     u32 best_key = 0;
     int place = VOCABULARY;
     for (int i = threadIdx.x; i < VOCABULARY; i += SAMPLE_THREADS) {
-      const u32 key = sort_key(logits[i], NAN_FIRST);
+      const u32 key = sort_key(logits[i]);
       if (key > best_key) best_key = key, place = i;
     }
     if (threadIdx.x == 0) own.key = 0, own.place = VOCABULARY;
@@ -95,7 +94,7 @@ struct Sampler {
     const int each = (VOCABULARY + SAMPLE_THREADS - 1) / SAMPLE_THREADS, first = threadIdx.x * each;
     float sum = 0.0f;
     for (int i = first; i < first + each && i < VOCABULARY; i++) {
-      if (sort_key(logits[i], NAN_FIRST) >= lowest) sum += expf((logits[i] - top) / temperature);
+      if (sort_key(logits[i]) >= lowest) sum += expf((logits[i] - top) / temperature);
     }
     own.sums[threadIdx.x] = sum;
     if (threadIdx.x == 0) own.chosen = -1;
@@ -112,7 +111,7 @@ struct Sampler {
       }
       if (t == SAMPLE_THREADS) t = last, wanted = own.sums[last];
       for (int i = t * each; i < t * each + each && i < VOCABULARY; i++) {
-        if (sort_key(logits[i], NAN_FIRST) < lowest) continue;
+        if (sort_key(logits[i]) < lowest) continue;
         own.chosen = i;
         const float weight = expf((logits[i] - top) / temperature);
         if (wanted < weight) break;
@@ -142,13 +141,13 @@ __device__ __forceinline__ void sample(float* logits, const Wish* wish, int* tok
     if (wish->top_p < 1.0f) {
       float sum = 0.0f;
       for (int i = threadIdx.x; i < VOCABULARY; i += SAMPLE_THREADS) {
-        if (sort_key(logits[i], NAN_FIRST) >= lowest) sum += expf(logits[i] - sampler.top);
+        if (sort_key(logits[i]) >= lowest) sum += expf(logits[i] - sampler.top);
       }
       sum = block_reduce<Sum, SAMPLE_THREADS>(sum, own.partial);
       const u32 nucleus = sampler.template bound<true>(wish->top_p * sum, lowest);
       lowest = nucleus > lowest ? nucleus : lowest;
     }
-    const u32 probable = sort_key(sampler.top + wish->least, NAN_FIRST);
+    const u32 probable = sort_key(sampler.top + wish->least);
     lowest = probable > lowest ? probable : lowest;
     chosen = sampler.drawn(lowest, wish->temperature, wish->random);
   }

@@ -57,7 +57,7 @@ __device__ __forceinline__ void rotary_first(const float* x, const float* factor
   }
 }
 
-// Places of the K largest of a row, the largest first, of equals the first one, NaN last: one warp, K passes over N
+// Places of the K largest of a row, the largest first, of equals the first one, NaN before all: one warp, K passes over N
 // values for the largest that comes after the one before.
 template <int N, int K>
 __device__ __forceinline__ void top(const float* x, int* ids) {
@@ -68,7 +68,7 @@ __device__ __forceinline__ void top(const float* x, int* ids) {
     u32 best = 0;
     int found = -1;
     for (int i = threadIdx.x; i < N; i += 32) {
-      const u32 key = sort_key(x[row * N + i], 0);
+      const u32 key = sort_key(x[row * N + i]);
       const bool after = last < 0 || key < bound || (key == bound && i > last);
       if (after && (found < 0 || key > best)) best = key, found = i;
     }
