@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from programs import FEW, HOST, PLAIN, Program, Target
 
+import briolette
 from briolette.backends.base import TellsLikeliest
 from briolette.backends.cpu.engine import CpuEngine
 from briolette.compiler.ir import Node
 from briolette.compiler.ops import node
 
+ORACLE = Path(__file__).resolve().parents[1] / "oracle" / "models" / "gemma4_e2b.gguf"
 ROWS, COLUMNS = 160, 64
 SPECIAL = {3: np.nan, 17: np.inf, 40: -np.inf, 41: -np.inf, 159: np.nan}
 
@@ -81,3 +85,30 @@ def test_logits_that_no_product_makes_have_no_list():
     assert made.likeliest(0, 1, 1) is None
     assert made.step([0], 1).shape == (1, 24)
     made.close()
+
+
+HOW = {
+    "greedy": ({}, True),
+    "penalty": ({"repeat_penalty": 1.3, "repeat_last_n": 8}, True),
+    "top-k": ({"temperature": 1.0, "top_k": 20, "top_p": 0.9, "seed": 3}, True),
+    "all": ({"temperature": 1.0, "top_p": 0.9, "seed": 3}, False),
+    "rising": ({"repeat_penalty": 0.8}, False),
+}
+
+
+@pytest.mark.parametrize(("options", "fewer"), HOW.values(), ids=HOW)
+def test_a_text_is_the_same_and_takes_no_other_logits(options, fewer, monkeypatch):
+    model = briolette.load(ORACLE, context=64, threads=2)
+    steps, step = [], model.engine.step
+
+    def counted(tokens, *args, **named):
+        steps.append(len(tokens))
+        return step(tokens, *args, **named)
+
+    monkeypatch.setattr(model.engine, "step", counted)
+    found = list(model.generate([1, 5, 9], max_tokens=12, **options))
+    assert len(found) == 12
+    assert steps == [3] if fewer else [3] + [1] * 11
+    monkeypatch.setattr(model.engine, "likeliest", lambda *args: None)
+    assert list(model.generate([1, 5, 9], max_tokens=12, **options)) == found
+    model.close()
