@@ -42,7 +42,7 @@ def load(
     context: int | None = None,
     chunk: int = 256,
     weights: str | None = None,
-    prefill: str = "exact",
+    prefill: str | None = None,
     sequences: int = 1,
 ) -> Model:
     """Opens a GGUF file and compiles its architecture against it.
@@ -55,16 +55,24 @@ def load(
     "packed" puts them in the order of the fastest kernels, which multiply in integers, "mixed" does so but for experts,
     and "mapped" reads them where they lie and multiplies in f32 (by default the first that fits into memory, on a
     processor that has instructions for it). prefill: with packed weights, "exact" rounds the activations of a prompt to
-    16 bits, "fast" to 8. sequences: how many the engine holds side by side, for `engine.batch`; the model uses the
-    first. Raises BrioletteError for what cannot be opened, read or compiled, and for weights that do not fit as they
-    are asked for.
+    16 bits, "fast" to 8 (by default exact, but fast where `briolette eval prefill` found that this model loses little).
+    sequences: how many the engine holds side by side, for `engine.batch`; the model uses the first. Raises
+    BrioletteError for what cannot be opened, read or compiled, and for weights that do not fit as they are asked for.
     """
     file = open_gguf(path) if isinstance(path, str | Path) else path
     source = source_of(spec, file.header)
-    chosen = weights or backend_named(backend).default_weights()
-    options = options_for(file, kv, threads, context, chunk, chosen, prefill, sequences, source)
+    chosen, way = weights or backend_named(backend).default_weights(), prefill or _prefill(file, source, backend)
+    options = options_for(file, kv, threads, context, chunk, chosen, way, sequences, source)
     options = fitted(file, source, options, backend, memory_for(backend), asked=weights is not None)
     return Model(file, source, backend, options)
+
+
+def _prefill(file: GgufFile, source: ModelSource, backend: str) -> str:
+    if backend != "cpu":
+        return PREFILL[0]
+    from .gate import prefill_of
+
+    return prefill_of(file, source)
 
 
 def options_for(
@@ -129,7 +137,7 @@ def compile(
     context: int | None = None,
     chunk: int = 256,
     weights: str | None = None,
-    prefill: str = "exact",
+    prefill: str | None = None,
     sequences: int = 1,
 ) -> Engine:
     """An engine for an architecture and a model file; with a `Header` alone it compiles but has no weights to run.
@@ -139,7 +147,7 @@ def compile(
     if not isinstance(source, Header):
         return load(source, backend, kv, threads, spec, context, chunk, weights, prefill, sequences).engine
     made, chosen = source_of(spec, source), weights or backend_named(backend).default_weights()
-    options = options_for(source, kv, threads, context, chunk, chosen, prefill, sequences, made)
+    options = options_for(source, kv, threads, context, chunk, chosen, prefill or PREFILL[0], sequences, made)
     options = fitted(source, made, options, backend, memory_for(backend), asked=weights is not None)
     return backend_named(backend).compile(made, Weights(_no_weights), options)
 

@@ -30,7 +30,9 @@ def main() -> None:
     how = parser.parse_args()
 
     def load(kv: str) -> briolette.Model:
-        return briolette.load(how.model, kv=kv, context=how.ctx, sequences=how.windows, weights=how.weights)
+        return briolette.load(
+            how.model, kv=kv, context=how.ctx, sequences=how.windows, weights=how.weights, prefill="exact"
+        )
 
     models = [load("f32"), *map(load, how.kv)]
     cut = windows(how.text.read_text(encoding="utf-8"), models[0].tokenizer, how.ctx, how.windows)

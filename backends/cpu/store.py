@@ -73,24 +73,38 @@ def _llvm() -> str:
 
 def kept(name: str, make: Callable[[], bytes]) -> bytes:
     """The file of a name, from disk or from `make`. A folder that cannot be written is no error."""
-    try:
-        path = cache_folder() / "objects" / name
-    except RuntimeError:
-        return make()
-    with contextlib.suppress(OSError):
+    found = look_up(name)
+    if found is None:
+        found = make()
+        put(name, found)
+    return found
+
+
+def look_up(name: str) -> bytes | None:
+    """The file of a name; None where there is none that is whole."""
+    with contextlib.suppress(OSError, RuntimeError):
+        path = _path(name)
         stored = path.read_bytes()
         if hashlib.sha256(stored[32:]).digest() == stored[:32]:
             with contextlib.suppress(OSError):
                 os.utime(path)  # used just now: the last to be removed
             return stored[32:]
-    content = make()
-    with contextlib.suppress(OSError):
+    return None
+
+
+def put(name: str, content: bytes) -> None:
+    """Keeps the file of a name. A folder that cannot be written is no error."""
+    with contextlib.suppress(OSError, RuntimeError):
+        path = _path(name)
         _put(path, hashlib.sha256(content).digest() + content)
         _written[path.parent] = _written.get(path.parent, PRUNE_EVERY) + len(content)
         if _written[path.parent] >= PRUNE_EVERY:  # not every time: there may be many thousands of small files
             _written[path.parent] = 0
             _prune(path.parent)
-    return content
+
+
+def _path(name: str) -> Path:
+    return cache_folder() / "objects" / name
 
 
 def joined(parts: Sequence[bytes]) -> bytes:

@@ -146,3 +146,23 @@ def needle(
     settings = {"kv": kv, "weights": weights, "prefill": prefill}
     options = {"threads": threads, "chunk": chunk, "backend": backend, "spec": spec}
     command(model, text, lengths, depths, trials, settings, options, as_json)
+
+
+@evaluate.command(
+    epilog="Examples:\n\n"
+    "briolette eval prefill model.gguf --text wiki.txt\n\n"
+    "briolette eval prefill model.gguf --text wiki.txt --chunks 16 --json"
+)
+def prefill(
+    model: Path_,
+    text: Text,
+    ctx: Ctx = 512,
+    chunks: Annotated[int, typer.Option(min=1, help="Windows to read.")] = 4,
+    as_json: Json = False,
+    threads: Threads = None,
+    spec: Spec = None,
+) -> None:
+    """Measures what a fast prefill costs; where it is little, `run`, `chat` and `load` take it from then on."""
+    from ..commands.gate import prefill as command
+
+    command(model, text, ctx, chunks, {"threads": threads, "spec": spec}, as_json)

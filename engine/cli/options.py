@@ -70,11 +70,15 @@ Weights = Annotated[
         show_default=False,
     ),
 ]
-Prefill = Annotated[
-    str,
+PREFILL = "With packed weights: exact, or fast, which rounds a prompt's activations to 8 bits."
+Prefill = Annotated[str, typer.Option(help=PREFILL, rich_help_panel=ENGINE)]
+GatedPrefill = Annotated[
+    str | None,
     typer.Option(
-        help="With packed weights: exact, or fast, which rounds a prompt's activations to 8 bits.",
+        "--prefill",
+        help=f"{PREFILL} (default: exact, but fast where `eval prefill` has allowed it)",
         rich_help_panel=ENGINE,
+        show_default=False,
     ),
 ]
 

@@ -87,7 +87,7 @@ def opened(path: str, spec: str | None, backend: str, kv: str | None) -> Model:
     """The model. Where spec and file do not fit, the error tells what the line at fault rests on."""
     tree = architecture(spec, open_gguf(path).header)
     try:
-        return load(path, backend=backend, kv=kv, spec=tree)
+        return load(path, backend=backend, kv=kv, spec=tree, prefill="exact")
     except SpecError as problem:
         raise with_reasons(problem, tree) from None
 

@@ -55,7 +55,7 @@ class Reading:
 
     def _load(self, kv: str) -> Model:
         with self.telling.busy("loading the model"):
-            return load(self.file, kv=kv, context=self.windows.size, **self.options)
+            return load(self.file, kv=kv, context=self.windows.size, prefill="exact", **self.options)
 
     def _logits(self, model: Model, ids: list[int]) -> NDArray[np.float32]:
         """Of the last predictions whose right token is in the window."""
