@@ -88,7 +88,7 @@ def planes_of(plan: Plan, make: Callable[..., P]) -> list[P]:
 def primitive(block: Block) -> Node:
     """The block's result with compound ops along rows written out in primitive ones."""
     done: dict[Node, Node] = {}
-    for item in topological([block.result]):
+    for item in block.order:
         args = tuple(done[arg] for arg in item.args)
         body = OPS[item.op].body if item.op in ("rms_norm", "softmax") else None
         done[item] = body(*args, **attributes(item)) if body is not None else with_args(item, args)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from .dims import Affine, Dim, substitute
@@ -90,6 +91,11 @@ class Block:
     @property
     def roots(self) -> tuple[Node, ...]:
         return (*self.effects, self.result)
+
+    @cached_property
+    def order(self) -> tuple[Node, ...]:
+        """What the result is made of, as `topological` has it."""
+        return tuple(topological([self.result]))
 
 
 @dataclass(frozen=True)

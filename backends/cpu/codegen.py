@@ -18,9 +18,8 @@ _NAME = re.compile(r'@(?:"([^"]+)"|([\w.$-]+))')
 _METADATA = re.compile(r"!(\d+)")
 
 
-def compiled(function: ir.Function, target: Target, level: int) -> bytes:
-    """The object of one function of a module, compiled at one of LLVM's levels."""
-    text = text_of(function)
+def compiled(text: str, target: Target, level: int) -> bytes:
+    """The object of a function's text, compiled at one of LLVM's levels."""
     return kept(f"{text_key(target, f'{level} {text}')}.o", lambda: compile_text(text, target, level))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 from llvmlite import ir
@@ -18,7 +19,7 @@ from briolette.compiler.views import view_of
 
 from ..base import LIKELIEST, Options
 from ..reading import looked_up, token_ids, vocabulary_of
-from .codegen import compiled
+from .codegen import compiled, text_of
 from .emit import KERNEL, Emitter, layout_of, riding
 from .groups import GROUPS, rows_of
 from .kernels.packed import FEW, ROWS
@@ -121,14 +122,19 @@ def _result(output: Node) -> str:
 
 def code_of(plans: Mapping[str, Plan], target: Target, profiled: bool = False) -> list[bytes]:
     """Machine code of programs that share a layout: the objects that together are all of it."""
-    layout, objects = layout_of(list(plans.values())), list[bytes]()
+    layout, objects = layout_of(list(plans.values())), list[Future[bytes]]()
+    # One thread compiles while this one emits on: LLVM lets go of the interpreter's lock, and keeps one of its own.
+    pool = ThreadPoolExecutor(1)
 
     def done(functions: list[ir.Function], level: int) -> None:
-        objects.extend(compiled(function, target, level) for function in functions)
+        objects.extend(pool.submit(compiled, text_of(function), target, level) for function in functions)
 
-    emitter = Emitter(target, profiled, done)
-    if profiled:
-        done([emit_clock(emitter.module, target)], KERNEL)
-    for name, planned in plans.items():
-        emitter.program(name, planned, layout)
-    return objects
+    try:
+        emitter = Emitter(target, profiled, done)
+        if profiled:
+            done([emit_clock(emitter.module, target)], KERNEL)
+        for name, planned in plans.items():
+            emitter.program(name, planned, layout)
+        return [made.result() for made in objects]
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from briolette.compiler.dims import Dim, product
-from briolette.compiler.ir import Node, topological
+from briolette.compiler.ir import Node
 from briolette.compiler.ops import attributes
 from briolette.compiler.plan import base
 from briolette.compiler.views import view_of
@@ -16,7 +16,7 @@ def kernel_key(item: Node, spec: object) -> str:
     """What a kernel depends on: its body (without the cache slot), and how its operands lie."""
     names: dict[Node, str] = {}
     lines = []
-    for at in topological([item["block"].result]):
+    for at in item["block"].order:
         names[at] = f"%{len(names)}"
         attrs = ", ".join(f"{k}={v!r}" for k, v in at.attrs if k not in ("slot", "plane", "name"))
         lines.append(f"{names[at]} = {at.op}({', '.join(names[a] for a in at.args)}) {attrs} : {at.type}")
@@ -46,7 +46,7 @@ def row_shape(item: Node) -> tuple[Dim, ...]:
     """The shape whose last axis a rows kernel walks: the result's, or what it sums up to one number a row."""
     root = item["block"].result
     shape = (root.args[0] if root.op == "cache_write" else root).shape
-    summed = {n.args[0].shape[-1] for n in topological([root]) if n.op in rows.REDUCTIONS} - {1}
+    summed = {n.args[0].shape[-1] for n in item["block"].order if n.op in rows.REDUCTIONS} - {1}
     widths = summed | ({shape[-1]} - {1})
     if len(widths) > 1:
         raise NotImplementedError(f"a kernel over rows of {list(shape)} that sums rows of {widths}")
@@ -60,7 +60,7 @@ def rows_spec(item: Node) -> rows.Rows:
     columns, heads = shape[-1], product(shape[1:-1])
     assert isinstance(columns, int) and isinstance(heads, int)
     roles: dict[Node, str] = {}
-    for at in topological([block.result]):
+    for at in block.order:
         if at.op == "embed":
             roles |= {at.args[0]: "weight", at.args[1]: "ids"}
         elif at.op == "rotate":
@@ -120,7 +120,7 @@ def linear_spec(item: Node) -> linear.Linear:
     """The operands of a product kernel, by how its body uses them."""
     block = item["block"]
     root = block.result
-    products = [n for n in topological([root]) if n.op in ("linear", "expert_linear")]
+    products = [n for n in block.order if n.op in ("linear", "expert_linear")]
     first = products[0]
     x, w = first.args[:2]
     weights = {p.args[1] for p in products}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from briolette.compiler.dims import Dim, product
-from briolette.compiler.ir import Node, topological
+from briolette.compiler.ir import Node
 from briolette.compiler.ops import attributes, inverse_frequencies
 from briolette.compiler.plan import Plan, base, writes_cache
 from briolette.compiler.views import view_of
@@ -66,7 +66,7 @@ def _reads(item: Node, arg: Node) -> str:
     block = item["block"]
     operand = dict(zip(block.params, item.args, strict=True))
     params = [param for param, given in operand.items() if given is arg]
-    inside = topological([block.result])
+    inside = block.order
     embeds = [n for n in inside if n.op == "embed" and n.args[0] in params]
     by_token = [n for n in embeds if base(operand[n.args[1]]).op == "tokens"]
     others = [n for n in inside if n not in embeds and set(params) & set(n.args)]

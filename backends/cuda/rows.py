@@ -81,7 +81,7 @@ class _Rows:
     def declare(self, param: Node) -> None:
         """A parameter's argument, and where its row begins."""
         arg, name = self.operand[param], self.names[param]
-        readers = [n for n in topological([self.block.result]) if param in n.args]
+        readers = [n for n in self.block.order if param in n.args]
         kind = {n.op for n in readers if n.op == "embed" and n.args[0] is param}
         if kind:
             return self.declare_table(param, arg, name, next(n for n in readers if n.op == "embed"))

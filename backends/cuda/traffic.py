@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from briolette.compiler.cost import Cost, Costs
 from briolette.compiler.dims import evaluate
-from briolette.compiler.ir import Node, topological
+from briolette.compiler.ir import Node
 from briolette.compiler.ops import attributes
 from briolette.compiler.plan import Plan, base, quantises, writes_cache
 from briolette.compiler.views import view_of
@@ -129,7 +129,7 @@ def _inside(item: Node) -> tuple[list[Node], dict[Node, Node]]:
     if item.op != "fused":
         return [], {}
     block = item["block"]
-    return topological([block.result]), dict(zip(block.params, item.args, strict=True))
+    return list(block.order), dict(zip(block.params, item.args, strict=True))
 
 
 def _looked_up(item: Node) -> dict[Node, Node]:

@@ -122,7 +122,7 @@ def test_what_a_function_refers_to_goes_with_it():
     text = codegen.text_of(function)
     assert 'declare void @"barrier"(ptr' in text
     assert "private constant [3 x i8]" in text
-    objects = [codegen.compiled(f, HOST, level) for f, level in ((before, 2), (function, 0))]
+    objects = [codegen.compiled(codegen.text_of(f), HOST, level) for f, level in ((before, 2), (function, 0))]
     assert Library(objects, HOST).address("calls")
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from briolette.backends import formats
-from briolette.compiler.ir import Block, Node, topological
+from briolette.compiler.ir import Block, Node
 from briolette.compiler.ops import attributes
 
 from ..blocks import emit_dot, emit_span, unit
@@ -61,7 +61,7 @@ class Linear:
 
     @property
     def products(self) -> list[Node]:
-        return [n for n in topological([self.block.result]) if n.op in ("linear", "expert_linear")]
+        return [n for n in self.block.order if n.op in ("linear", "expert_linear")]
 
     def scratch_bytes(self) -> int:
         """Per thread: the dequantised panel."""
