@@ -18,6 +18,9 @@ PROMPT ?= Once upon a time, in a small village by the sea, there lived
 TOKENS ?= 96
 SAMPLING ?= --temperature 0.7 --top-k 40 --repeat-penalty 1.1 --seed 3
 
+# Options of tests/peers/bench.py, such as --without layers.
+BENCH ?=
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench gpu peers oracle clean
 
@@ -86,7 +89,7 @@ check: $(VENV)/.dev $(VENV)/src/briolette
 	@$(BIN)/python tests/ops_page.py
 
 bench: $(VENV)/.demo $(PEERS)/.made
-	@$(BIN)/python tests/peers/bench.py --peer $(PEERS)/bin/python
+	@$(BIN)/python tests/peers/bench.py --peer $(PEERS)/bin/python $(BENCH)
 
 gpu: $(VENV)/.dev
 	@$(BIN)/python tests/cuda/gpu.py

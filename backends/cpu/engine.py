@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..base import F32Array, Options, Source, TokenRows, Weights, checked, checked_rows
 from ..planes import Rings
 from .context import CONTEXT_BYTES
-from .groups import GROUP_OF, GROUPS, SMALL_BATCH, rows_of
+from .groups import GROUP_OF, GROUPS, batched, rows_of
 from .jit import Library, compile_object
 from .memory import memory
 from .pack import Packed, aligned, decoded, whole
@@ -147,7 +147,7 @@ class CpuEngine:
         with self.team.mine():
             if len(rows) == 1:
                 return self._run("decode", rows)
-            return self._every("few" if len(rows) <= SMALL_BATCH else "batch", rows)
+            return self._every(batched(len(rows)), rows)
 
     def _every(self, program: str, rows: TokenRows) -> F32Array:
         """Every token's logits."""

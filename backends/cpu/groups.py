@@ -13,6 +13,11 @@ SMALL_BATCH = (
 )
 
 
+def batched(rows: int) -> str:
+    """The program for so many tokens, more than one, of several sequences."""
+    return "few" if rows <= SMALL_BATCH else "batch"
+
+
 def rows_of(name: str, options: Options) -> int:
     """Tokens that a step of a program takes at most."""
     known = {"decode": 1, "few": SMALL_BATCH, "prefill": options.chunk}

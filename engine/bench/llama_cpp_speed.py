@@ -4,15 +4,17 @@ Reads one JSON request a line from standard input and answers each with one line
 
     {"fill": [ids]}                       what the cache holds before every run
     {"prefill": [ids], "logits": "last"}  so many tokens at once, with the last one's logits, or with "all" of them
-    {"decode": [ids]}                     tokens one by one
+    {"decode": [[ids], [ids]]}            steps, of one token of each of some sequences
 
 Each also has `"kv": ["q8_0", "q4_0"]`, the types of K and of V. There is a context for each, which shares the model;
 where there cannot be one, the answer is `{"failed": ...}`.
 
 Calls the C API directly, so that no Python loop over logits is timed, and with the settings of llama-bench: no cache
-beyond the window in layers that have one. Flash attention is on where V is quantised, which needs it, and else as
-llama.cpp chooses. The first line it writes has its version. With `--first-token`, it reads no
-requests: it makes the first token after a text and writes the peak memory of the process in MB.
+beyond the window in layers that have one. Sequences have their caches apart (kv_unified is off), as they have in
+llama-batched-bench where nothing else is asked for: each holds what was filled in by itself, and no token looks through
+those of others. Flash attention is on where V is quantised, which needs it, and else as llama.cpp chooses. The first
+line it writes has its version. With `--first-token`, it reads no requests: it makes the first token after a text and
+writes the peak memory of the process in MB.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class Context:
     def __init__(self, model: Any, options: argparse.Namespace, keys: str, values: str):
         types = type_of(keys), type_of(values)
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = options.context, BATCH, 512
+        params.n_seq_max, params.kv_unified = options.sequences, False
+        params.n_ctx, params.n_batch, params.n_ubatch = options.context * options.sequences, BATCH, 512
         params.n_threads = params.n_threads_batch = options.threads
         params.swa_full = False
         if None not in types:
@@ -77,28 +80,29 @@ class Context:
         """Has something run; its seconds."""
         if "fill" in request:
             return self.fill(request["fill"])
-        self.rewind()
         if "prefill" in request:
+            self.rewind()
             return self.prefill(request["prefill"], request["logits"])
+        self.rewind(len(request["decode"][0]))
         return self.decode(request["decode"])
 
-    def rewind(self) -> None:
+    def rewind(self, sequences: int = 1) -> None:
+        """So many sequences hold what was filled in, and nothing else. Each is given it here: llama_memory_seq_cp would
+        copy within the next step, which is timed."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
-        if self.kept is not None and not llama_cpp.llama_state_seq_set_data(self.context, self.kept, len(self.kept), 0):
-            raise SystemExit("llama_state_seq_set_data failed")
+        for sequence in range(sequences if self.kept is not None else 0):
+            if not llama_cpp.llama_state_seq_set_data(self.context, self.kept, len(self.kept), sequence):
+                raise SystemExit("llama_state_seq_set_data failed")
 
     def prefill(self, ids: Sequence[int], logits: str) -> float:
         """Seconds for tokens at once."""
-        position = llama_cpp.llama_memory_seq_pos_max(llama_cpp.llama_get_memory(self.context), 0) + 1
-        batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
+        position, batch = self.position(), llama_cpp.llama_batch_init(BATCH, 0, 1)
         start = time.perf_counter()
         for first in range(0, len(ids), BATCH):
             part = ids[first : first + BATCH]
             batch.n_tokens = len(part)
             for i, token in enumerate(part):
-                batch.token[i], batch.pos[i] = token, position + first + i
-                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-                batch.logits[i] = logits == "all" or first + i == len(ids) - 1
+                put(batch, i, token, position + first + i, 0, logits == "all" or first + i == len(ids) - 1)
             self.decode_batch(batch)
         seconds = time.perf_counter() - start
         llama_cpp.llama_batch_free(batch)
@@ -113,14 +117,26 @@ class Context:
         logits = llama_cpp.llama_get_logits_ith(self.context, -1)
         return max(range(llama_cpp.llama_vocab_n_tokens(vocabulary)), key=lambda token: logits[token])
 
-    def decode(self, ids: Sequence[int]) -> float:
-        """Seconds for tokens one by one."""
-        arrays = [(llama_cpp.llama_token * 1)(token) for token in ids]
+    def decode(self, steps: Sequence[Sequence[int]]) -> float:
+        """Seconds for steps of one token of each sequence."""
+        position, batches = self.position(), []
+        for at, step in enumerate(steps):
+            batch = llama_cpp.llama_batch_init(len(step), 0, 1)
+            batch.n_tokens = len(step)
+            for sequence, token in enumerate(step):
+                put(batch, sequence, token, position + at, sequence, True)
+            batches.append(batch)
         start = time.perf_counter()
-        for array in arrays:
-            pointer = ctypes.cast(array, ctypes.POINTER(llama_cpp.llama_token))
-            self.decode_batch(llama_cpp.llama_batch_get_one(pointer, 1))
-        return time.perf_counter() - start
+        for batch in batches:
+            self.decode_batch(batch)
+        seconds = time.perf_counter() - start
+        for batch in batches:
+            llama_cpp.llama_batch_free(batch)
+        return seconds
+
+    def position(self) -> int:
+        """Where the next token of the first sequence belongs; of the others, too, where they were filled."""
+        return llama_cpp.llama_memory_seq_pos_max(llama_cpp.llama_get_memory(self.context), 0) + 1
 
     def decode_batch(self, batch: Any) -> None:
         if llama_cpp.llama_decode(self.context, batch) != 0:
@@ -128,11 +144,18 @@ class Context:
         llama_cpp.llama_get_logits_ith(self.context, -1)  # waits until they are there
 
 
+def put(batch: Any, at: int, token: int, position: int, sequence: int, logits: bool) -> None:
+    """A token's place in a llama_batch."""
+    batch.token[at], batch.pos[at], batch.logits[at] = token, position, logits
+    batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--context", type=int, default=4096)
+    parser.add_argument("--sequences", type=int, default=1)
     parser.add_argument("--first-token", metavar="TEXT")
     options = parser.parse_args()
     quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)

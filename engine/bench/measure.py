@@ -14,29 +14,38 @@ from .work import Work
 class Case:
     """One thing to measure: `tokens` from position `depth` on, all in one prefill or one by one in a decode.
 
-    logits: of a prefill, "last" or "all".
+    logits: of a prefill, "last" or "all". sequences: of a decode, how many go on side by side, each with so many
+    tokens at such a depth; a step takes one of each.
     """
 
     kind: str
     tokens: int
     depth: int = 0
     logits: str = "last"
+    sequences: int = 1
+
+    @property
+    def count(self) -> int:
+        """Tokens of all sequences."""
+        return self.tokens * self.sequences
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.tokens}{', all logits' if self.logits == 'all' else ''}"
+        beside = f" x {self.sequences}" if self.sequences > 1 else ""
+        return f"{self.kind} {self.tokens}{beside}{', all logits' if self.logits == 'all' else ''}"
 
 
 class Subject(Protocol):
     """An engine that is measured, with `threads` threads and a cache of type `kv`.
 
-    It has filled its cache with `depth` tokens when a case of that depth is run, and has as many after it.
+    It has filled the caches of `sequences`, as many as a case has at most, with `depth` tokens each when a case of that
+    depth is run, and has as many after it.
     """
 
     name: str
     kv: str
     threads: int
 
-    def fill(self, depth: int) -> None: ...
+    def fill(self, depth: int, sequences: int = 1) -> None: ...
 
     def run(self, case: Case) -> float:
         """Seconds that the case took."""
@@ -61,8 +70,8 @@ class Result:
 
     @property
     def rates(self) -> list[float]:
-        """Tokens a second."""
-        return [self.case.tokens / seconds for seconds in self.seconds]
+        """Tokens a second, of all sequences together."""
+        return [self.case.count / seconds for seconds in self.seconds]
 
     @property
     def median(self) -> float:
@@ -82,8 +91,8 @@ def measure(
     for depth in depths:
         here = [(subject, [case for case in cases if case.depth == depth]) for subject, cases in subjects]
         here = [(subject, cases) for subject, cases in here if cases]
-        for subject, _ in here:
-            subject.fill(depth)
+        for subject, cases in here:
+            subject.fill(depth, max(case.sequences for case in cases))
         turns = sorted(
             ((place, subject, case) for subject, cases in here for place, case in enumerate(cases)), key=lambda t: t[0]
         )

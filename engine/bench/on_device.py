@@ -37,24 +37,27 @@ class OnDevice:
         self.engine = cast(CudaEngine, model.engine)
         self.works: dict[str, Works] = {}
 
-    def fill(self, depth: int) -> None:
+    def fill(self, depth: int, sequences: int = 1) -> None:
         """See `measure.Subject`."""
         if depth and self.filled:
-            self.engine.step(self.tokens(depth, 0), 0)
+            for sequence in range(sequences):
+                self.engine.step(tokens(depth, 0, self.ids), 0, sequence=sequence)
 
     def run(self, case: Case) -> float:
         """See `measure.Subject`."""
-        return seconds_of(self.engine, case, self.tokens(case.tokens, case.depth))
+        return seconds_of(self.engine, case, self.ids)
 
     def work(self, case: Case) -> Work:
         """See `measure.Subject`."""
-        program, steps = steps_of(case, lambda program: rows_of(program, self.model.options))
+        program, steps = steps_of(case, lambda program: rows_of(program, self.model.options), lambda count: "batch")
         if program not in self.works:
             self.works[program] = Works(self.engine.compilation.plan(program, self.model.options).module)
-        return sum((self.works[program].of_step(*step) for step in steps), Work())
+        return sum((self.works[program].of_step(step) for step in steps), Work())
 
-    def tokens(self, count: int, start: int) -> list[int]:
-        return tokens(count, start, self.engine.compilation.token_ids)
+    @property
+    def ids(self) -> int:
+        """How many tokens the model knows."""
+        return self.engine.compilation.token_ids
 
 
 @dataclass
@@ -97,7 +100,8 @@ def measure_on_device(
         raise BrioletteError("on a device, --prefill takes one kind at a time")
     with ExitStack() as stack:
         with telling.busy("loading the model onto the device"):
-            subject = stack.enter_context(loaded(source, filled, context=wanted.context, prefill=prefill, **options))
+            fixed = {"context": wanted.context, "prefill": prefill, "sequences": wanted.most_sequences}
+            subject = stack.enter_context(loaded(source, filled, **fixed, **options))
         device, given = subject.engine.device, subject.model.options
         found = DeviceMeasured(
             device.name,
@@ -146,7 +150,7 @@ def result_rows(found: DeviceMeasured) -> list[list[str]]:
 def _read(one: Result) -> float:
     """Bytes of weights and cache a second."""
     assert one.work is not None
-    return one.work.bytes * one.median / one.case.tokens
+    return one.work.bytes * one.median / one.case.count
 
 
 def kernel_rows(found: DeviceMeasured, depth: int) -> list[list[str]]:

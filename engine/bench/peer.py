@@ -12,7 +12,7 @@ from briolette.compiler.opset.attention import CACHE_DTYPES
 from briolette.engine.peers import PeerProcess
 
 from .measure import Case
-from .ours import tokens
+from .ours import side_by_side, tokens
 
 SCRIPTS = {"llama.cpp": "llama_cpp_speed.py"}
 ELSE = "f16"  # its cache beside policies of ours, which it does not have
@@ -37,13 +37,14 @@ class Beside:
 
 
 class Peer:
-    """An engine of `SCRIPTS` that has loaded a model. Raises BrioletteError where it is not there, or cannot."""
+    """An engine of `SCRIPTS` that has loaded a model. context: positions of each of `sequences`. Raises BrioletteError
+    where it is not there, or cannot."""
 
-    def __init__(self, name: str, python: Path, model: Path, threads: int, context: int, ids: int):
+    def __init__(self, name: str, python: Path, model: Path, threads: int, context: int, ids: int, sequences: int = 1):
         if name not in SCRIPTS:
             raise BrioletteError(f"--peer takes {' or '.join(SCRIPTS)}, not {name!r}")
         self.name, self.threads, self.ids = name, threads, ids
-        options = ["--threads", threads, "--context", context]
+        options = ["--threads", threads, "--context", context, "--sequences", sequences]
         self.process = PeerProcess(name, python, script_of(name), model, options)
         self.version = self.process.version
 
@@ -58,14 +59,16 @@ class PeerCache:
     def __init__(self, peer: Peer, kv: str):
         self.peer, self.name, self.kv, self.threads = peer, peer.name, kv, peer.threads
 
-    def fill(self, depth: int) -> None:
-        """See `measure.Subject`. What it has filled once it keeps, for the turns with other engines of ours."""
+    def fill(self, depth: int, sequences: int = 1) -> None:
+        """See `measure.Subject`. What it has filled once it keeps, for the turns with other engines of ours, and gives
+        to every sequence that a case has."""
         self.ask({"fill": tokens(depth, 0, self.peer.ids)})
 
     def run(self, case: Case) -> float:
         """See `measure.Subject`."""
-        ids = tokens(case.tokens, case.depth, self.peer.ids)
-        return self.ask({case.kind: ids, "logits": case.logits})
+        if case.kind == "decode":
+            return self.ask({"decode": side_by_side(case, self.peer.ids)})
+        return self.ask({"prefill": tokens(case.tokens, case.depth, self.peer.ids), "logits": case.logits})
 
     def work(self, case: Case) -> None:
         """See `measure.Subject`: how it goes about it is not known here."""

@@ -75,8 +75,8 @@ def profile(subject: Briolette, case: Case, repetitions: int) -> Spent:
     found = taken[program]
     nodes = [step.node for step in found.plan.steps]
     works = [Work()] * len(nodes)
-    for (tokens, start), times in Counter(steps).items():
-        of_step = subject.counted(program).of_nodes(nodes, tokens, start)
+    for step, times in Counter(steps).items():
+        of_step = subject.counted(program).of_nodes(nodes, step)
         works = [a + b.times(times) for a, b in zip(works, of_step, strict=True)]
     parts = grouped(found, works, repetitions)
     busy = found.kernels.sum(axis=1)

@@ -12,10 +12,12 @@ from briolette.backends.base import PREFILL
 from briolette.backends.cpu import ceilings
 from briolette.backends.cpu.ceilings import Ceilings
 from briolette.compiler.errors import BrioletteError
+from briolette.engine.available import available_memory
 from briolette.engine.gguf import GgufFile
-from briolette.engine.model import context_length, load
+from briolette.engine.memory import Planner
+from briolette.engine.model import Model, context_length, load
 from briolette.engine.telling import Telling
-from briolette.engine.words import many
+from briolette.engine.words import many, size
 
 from .measure import Case, Result, Subject, measure
 from .ours import Briolette
@@ -68,7 +70,8 @@ def run(
         with ExitStack() as stack:
             peers: list[PeerCache] = []
             for turn, (kv, prefill) in enumerate(wanted.engines()):
-                ours = options | {"kv": kv, "prefill": prefill, "threads": threads, "context": wanted.context}
+                given = {"kv": kv, "prefill": prefill, "threads": threads, "context": wanted.context}
+                ours = options | given | {"sequences": max(case.sequences for case in wanted.cases(prefill))}
                 with closing(_loaded(source, wanted, ours, telling)) as subject:
                     if beside is not None and not peers:
                         peers = _peers(source, wanted, beside, subject, stack, telling)
@@ -90,6 +93,7 @@ def _loaded(source: GgufFile, wanted: Wanted, options: dict[str, Any], telling: 
     """An engine of ours, loaded and compiled for its tests."""
     with telling.busy(f"loading the model for {many(options['threads'], 'thread')}"):
         model, prefill = load(source, **options), options["prefill"]
+        _check_room(model)
         subject = Briolette(model, "briolette" if prefill == PREFILL[0] else f"briolette, {prefill} prefill")
         try:
             subject.prepare(wanted.cases(prefill))
@@ -99,13 +103,28 @@ def _loaded(source: GgufFile, wanted: Wanted, options: dict[str, Any], telling: 
     return subject
 
 
+def _check_room(model: Model) -> None:
+    """Raises BrioletteError where the caches of several sequences do not fit into memory: nothing is allocated yet."""
+    if model.options.sequences == 1:
+        return
+    needed = Planner(model.file, model.source, model.options.cache).beside_file(model.options)
+    have = available_memory()
+    if needed > have.bytes:
+        raise BrioletteError(
+            f"with {many(model.options.sequences, 'sequence')} of {many(model.options.context, 'token')}, "
+            f"{model.header.source} takes {size(needed)} of memory beside the file, more than the {size(have.bytes)} "
+            f"that {have.source}: fewer --sequences, less --depth, or a compressed cache (--kv balanced)"
+        )
+
+
 def _peers(
     source: GgufFile, wanted: Wanted, beside: Beside, ours: Briolette, stack: ExitStack, telling: Telling
 ) -> list[PeerCache]:
     """A peer's caches. Its process ends with the stack."""
     with telling.busy(f"loading the model with {beside.name}"):
         ids = ours.engine.token_ids
-        peer = Peer(beside.name, beside.python, source.shards[0], ours.threads, wanted.context, ids)
+        sequences = wanted.most_sequences
+        peer = Peer(beside.name, beside.python, source.shards[0], ours.threads, wanted.context, ids, sequences)
     stack.enter_context(closing(peer))
     types = [ours.kv if kv is None else kv for kv in wanted.caches]
     return [PeerCache(peer, kv) for kv in beside.types(types)]

@@ -68,7 +68,7 @@ def _rates(told: Mapping[str, float]) -> list[str]:
 
 def shares(one: Result, limit: Ceilings) -> dict[str, float]:
     """Rates by the work that there was, and the shares of the machine's ceilings; nothing where it is not known."""
-    return {} if one.work is None else rates(one.work, one.case.tokens / one.median, limit)
+    return {} if one.work is None else rates(one.work, one.case.count / one.median, limit)
 
 
 def rates(work: Work, seconds: float, limit: Ceilings) -> dict[str, float]:
@@ -108,8 +108,8 @@ def result_json_of(one: Result, measured: Measured) -> dict[str, Any]:
         "highest": round(max(one.rates), 3),
     }
     if one.work is not None:
-        found["bytes_per_token"] = round(one.work.bytes / one.case.tokens)
-        found["macs_per_token"] = round(one.work.macs / one.case.tokens)
+        found["bytes_per_token"] = round(one.work.bytes / one.case.count)
+        found["macs_per_token"] = round(one.work.macs / one.case.count)
     told = shares(one, measured.ceilings[one.threads])
     found |= {name: float(f"{value:.4g}") for name, value in told.items()}  # a tiny model's are tiny, not nothing
     ratios = {kv: round(value, 4) for kv, value in measured.ratios(one).items()}
@@ -141,12 +141,12 @@ def _part_row(part: Part, spent: Spent, limit: Ceilings) -> list[str]:
 
 
 def _times(seconds: float, spent: Spent) -> list[str]:
-    return [f"{1e3 * seconds / spent.case.tokens:.3f}", f"{seconds / spent.seconds:.1%}"]
+    return [f"{1e3 * seconds / spent.case.count:.3f}", f"{seconds / spent.seconds:.1%}"]
 
 
 def profile_title(spent: Spent) -> str:
     """What a profile is of, in a line."""
-    each = f"{1e3 * spent.seconds / spent.case.tokens:.2f} ms a token"
+    each = f"{1e3 * spent.seconds / spent.case.count:.2f} ms a token"
     where = f"depth {spent.case.depth}, {many(spent.threads, 'thread')}, {spent.kv} cache"
     return f"{spent.case} at {where}: {each}, clocks included"
 
@@ -156,12 +156,12 @@ def profile_json(spent: Spent, limit: Ceilings) -> dict[str, Any]:
 
     def times(seconds: float) -> dict[str, float]:
         share = seconds / spent.seconds
-        return {"ms_per_token": round(1e3 * seconds / spent.case.tokens, 6), "share": round(share, 6)}
+        return {"ms_per_token": round(1e3 * seconds / spent.case.count, 6), "share": round(share, 6)}
 
     parts = [
         {"block": part.block, "kernel": part.kernel, "calls": part.calls, "lines": sorted(part.lines)}
         | times(part.mean)
-        | {"bytes_per_token": round(part.work.bytes / spent.case.tokens)}
+        | {"bytes_per_token": round(part.work.bytes / spent.case.count)}
         | {name: round(value, 4) for name, value in rates(part.work, part.slowest, limit).items()}
         for part in spent.parts
     ]
@@ -178,4 +178,10 @@ def profile_json(spent: Spent, limit: Ceilings) -> dict[str, Any]:
 
 
 def case_json(case: Case) -> dict[str, Any]:
-    return {"test": case.kind, "tokens": case.tokens, "logits": case.logits, "depth": case.depth}
+    return {
+        "test": case.kind,
+        "tokens": case.tokens,
+        "sequences": case.sequences,
+        "logits": case.logits,
+        "depth": case.depth,
+    }

@@ -13,6 +13,7 @@ from briolette.engine.model import cores
 from .measure import Case
 
 MOST_THREADS = 1024
+MOST_SEQUENCES = 256  # as many as llama.cpp has at most
 LOGITS = ("last", "all")
 
 
@@ -21,7 +22,7 @@ class Wanted:
     """What is to be measured: every combination of these.
 
     caches: how the KV cache is kept; None is the model's default. room: positions that the caches have, beyond what
-    the longest case takes; None for no more than that.
+    the longest case takes; None for no more than that. sequences: how many are decoded side by side.
     """
 
     prompts: tuple[int, ...]
@@ -33,6 +34,7 @@ class Wanted:
     repetitions: int
     caches: tuple[str | None, ...] = (None,)
     room: int | None = None
+    sequences: tuple[int, ...] = (1,)
 
     @staticmethod
     def read(
@@ -45,6 +47,7 @@ class Wanted:
         repetitions: int,
         kv: Sequence[str] | None = None,
         room: int | None = None,
+        sequences: Sequence[str] = ("1",),
     ) -> Wanted:
         """From the command line. Raises BrioletteError where something in it is no number, or no choice there is."""
         wanted = Wanted(
@@ -57,11 +60,16 @@ class Wanted:
             repetitions,
             tuple(dict.fromkeys(kv or [None])),
             room,
+            _numbers(sequences, "--sequences", zero=True),
         )
         if not wanted.prompts and not wanted.generated:
             raise BrioletteError("there is nothing to measure: --prompt and --generate are both 0")
         if not wanted.threads or max(wanted.threads) > MOST_THREADS:
             raise BrioletteError(f"--threads takes numbers from 1 to {MOST_THREADS}")
+        if not 1 <= min(wanted.sequences) <= wanted.most_sequences <= MOST_SEQUENCES:
+            raise BrioletteError(f"--sequences takes numbers from 1 to {MOST_SEQUENCES}, not {','.join(sequences)}")
+        if wanted.most_sequences > 1 and not wanted.generated:
+            raise BrioletteError("--sequences are decoded side by side, and --generate 0 leaves decoding out")
         if room is not None and room < wanted.longest:
             raise BrioletteError(
                 f"a context of {room} tokens has no room for {wanted.longest}, which the deepest test takes: a larger "
@@ -81,6 +89,11 @@ class Wanted:
         """The positions that caches have."""
         return self.longest if self.room is None else self.room
 
+    @property
+    def most_sequences(self) -> int:
+        """The sequences that are decoded side by side at most."""
+        return max(self.sequences)
+
     def engines(self) -> list[tuple[str | None, str]]:
         """The cache and the way of prefill of each engine of ours."""
         return [(kv, prefill) for kv in self.caches for prefill in self.prefill if self.cases(prefill)]
@@ -90,7 +103,8 @@ class Wanted:
         found, first = [], prefill == self.prefill[0]
         for depth in self.depths:
             found += [Case("prefill", n, depth, logits) for logits in self.logits for n in self.prompts]
-            found += [Case("decode", n, depth) for n in self.generated if first]
+            if first:
+                found += [Case("decode", n, depth, sequences=s) for n in self.generated for s in self.sequences]
         return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from typing import NamedTuple
 
 from briolette.backends.cpu.ceilings import Ceilings
 from briolette.backends.formats import element_bytes
@@ -38,30 +39,40 @@ class Work:
         return self.integers / ceilings.integers + self.floats / ceilings.floats
 
 
+class Step(NamedTuple):
+    """What a program runs at once: `tokens` of each of `sequences`, at positions start, start + 1, …"""
+
+    tokens: int
+    start: int
+    sequences: int = 1
+
+
 class Works:
     """The work of steps of one planned program; each step's is counted once."""
 
     def __init__(self, module: Module):
         self.module = module
         self.nodes = topological(module.roots)
-        self.steps: dict[tuple[int, int], Work] = {}
+        self.steps: dict[Step, Work] = {}
 
-    def of_step(self, tokens: int, start: int) -> Work:
-        """Of a whole step of tokens at positions start, start + 1, …"""
-        if (tokens, start) not in self.steps:
-            self.steps[tokens, start] = sum(self.of_nodes(self.nodes, tokens, start), Work())
-        return self.steps[tokens, start]
+    def of_step(self, step: Step) -> Work:
+        """Of a whole step."""
+        if step not in self.steps:
+            self.steps[step] = sum(self.of_nodes(self.nodes, step), Work())
+        return self.steps[step]
 
-    def of_nodes(self, nodes: Sequence[Node], tokens: int, start: int) -> list[Work]:
-        """Of each of some nodes in such a step. The cache is read up to its last token; what the tokens compute is
-        what the one in the middle does, so many times, since each sees one position more than the one before."""
-        last = Costs(self.module, element_bytes, tokens, start + tokens)
-        middle = Costs(self.module, element_bytes, tokens, start + (tokens + 1) // 2)
-        return [_work(item, last.of(item), middle.of(item)) for item in nodes]
+    def of_nodes(self, nodes: Sequence[Node], step: Step) -> list[Work]:
+        """Of each of some nodes in a step. Weights are read once for all sequences, and of each sequence its cache, up
+        to its last token; what the tokens compute is what the one in the middle does, so many times, since each sees
+        one position more than the one before."""
+        rows, middle = step.tokens * step.sequences, step.start + (step.tokens + 1) // 2
+        every = Costs(self.module, element_bytes, rows, middle)
+        one = Costs(self.module, element_bytes, step.tokens, step.start + step.tokens)
+        return [_work(item, every.of(item), step.sequences * one.of(item).cache) for item in nodes]
 
 
-def _work(item: Node, last: Cost, middle: Cost) -> Work:
-    macs, moved = middle.flops / 2, last.weights + last.cache
+def _work(item: Node, every: Cost, cache: float) -> Work:
+    macs, moved = every.flops / 2, every.weights + cache
     bits = {attributes(arg)["bits"] for arg in item.args if arg.op == "quantize"}
     if bits:
         return Work(moved, macs, integers=macs * max(bits) / 8)

@@ -27,6 +27,7 @@ def _list(name: str, help: str, *more: str) -> typer.models.OptionInfo:
     "briolette bench model.gguf\n\n"
     "briolette bench model.gguf --prompt 512 --generate 64 --depth 0,4096 --threads 1,2\n\n"
     "briolette bench model.gguf --prompt 0 --profile\n\n"
+    "briolette bench model.gguf --prompt 0 --sequences 1,2,4,8,16\n\n"
     "briolette bench model.gguf --depth 0,4096 --peer llama.cpp\n\n"
     "briolette bench model.gguf --depth 16384 --kv f16 --kv balanced --peer llama.cpp --peer-kv f16 --peer-kv q8_0\n\n"
     "briolette bench --synthetic gemma4-e2b\n\n"
@@ -48,6 +49,10 @@ def bench(
     prompt: Annotated[list[str], _list("--prompt", "Tokens of a prompt; 0 leaves prompts out.", "-p")] = ["512"],  # noqa: B006
     generate: Annotated[list[str], _list("--generate", "Tokens made one by one; 0 leaves them out.", "-n")] = ["64"],  # noqa: B006
     depth: Annotated[list[str], _list("--depth", "Positions already in the cache, filled by a prefill.", "-d")] = ["0"],  # noqa: B006
+    sequences: Annotated[
+        list[str],
+        _list("--sequences", "Sequences decoded side by side, a token of each a step; speeds are of all.", "-s"),
+    ] = ["1"],  # noqa: B006
     threads: Annotated[
         list[str] | None,
         typer.Option(metavar="LIST", help="Threads. (default: one a core)", rich_help_panel=WHAT, show_default=False),
@@ -102,14 +107,14 @@ def bench(
                 "--threads, --peer, --ctx and several --kv are of measurements on the CPU: leave them out, or --backend"
             )
         given = {"kv": kv[0] if kv else None, "weights": weights, "chunk": chunk, "spec": spec}
-        numbers = Wanted.read(prompt, generate, depth, ["1"], prefill, logits, repetitions)
+        numbers = Wanted.read(prompt, generate, depth, ["1"], prefill, logits, repetitions, sequences=sequences)
         return bench_on_device(model, synthetic, numbers, given, profile, as_json)
     if backend != "cpu":
         raise BrioletteError(f"bench measures the backends cpu and cuda, not {backend}")
     command(
         model,
         synthetic,
-        Wanted.read(prompt, generate, depth, threads, prefill, logits, repetitions, kv, context),
+        Wanted.read(prompt, generate, depth, threads, prefill, logits, repetitions, kv, context, sequences),
         {"weights": weights, "chunk": chunk, "spec": spec},
         profile,
         (peer, Path(peer_python), tuple(dict.fromkeys(peer_kv or []))),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from briolette.backends.base import PREFILL
 from briolette.backends.cpu import ceilings
 from briolette.compiler.errors import BrioletteError
 from briolette.engine.available import available_memory
@@ -99,14 +100,17 @@ def made_up(name: str, wanted: Wanted, options: dict[str, Any]) -> tuple[Synthet
     with busy("compiling"):
         made = source_of(options["spec"], model.header)
         weights = options["weights"] or backend_named("cpu").default_weights()
-        most = max(wanted.threads)
+        most, sequences = max(wanted.threads), wanted.most_sequences
         needed = 0
         for kv in wanted.caches:  # there is one engine at a time
-            engine = options_for(synthetic(model), kv, most, wanted.context, options["chunk"], weights, made=made)
+            engine = options_for(
+                synthetic(model), kv, most, wanted.context, options["chunk"], weights, PREFILL[0], sequences, made
+            )
             planner = Planner(model.header, made, engine.cache)
-            planned, taken = planner.plan(engine), planner.measure(engine)
-            every = planner.measure(engine, ("evaluate",)) if wanted.prompts and "all" in wanted.logits else None
-            more = 0 if every is None else every.arena + every.scratch + max(wanted.prompts) * taken.logits
+            planned, taken, more = planner.plan(engine), planner.measure(engine), 0
+            if wanted.prompts and "all" in wanted.logits:
+                every, one = (planner.measure(engine, (group,)) for group in ("evaluate", "generate"))
+                more = every.arena + every.scratch + max(wanted.prompts) * one.logits
             needed = max(needed, planned.peak + more + ceilings.memory_size())
     have = available_memory()
     told = f"{size(needed)}, {size(planned.weights + planned.packed)} of it weights"

@@ -48,6 +48,13 @@ def test_bench_measures_a_device(cuda, small_copy):
     assert [key for key in (*found, *found["results"][0], *found["kernels"][0]) if f"`{key}`" not in page] == []
 
 
+def test_bench_measures_several_sequences_on_a_device(cuda, small_copy):
+    given = ("--prompt", 0, "--generate", 2, "--depth", 3, "--chunk", 4, "-r", 1, "--sequences", "1,3")
+    one, three = json.loads(called(MODEL, "--backend", cuda, *given, "--json").stdout)["results"]
+    assert [(r["tokens"], r["sequences"]) for r in (one, three)] == [(2, 1), (2, 3)]
+    assert three["rate"] == pytest.approx(6 / three["seconds"][0], rel=0.01)
+
+
 def test_the_copy_copies(device):
     assert measure.copy_bandwidth(device, 1 << 12, 3) > 0
     kernel, size = device.module(measure.COPY % 100).kernel("copy"), 16 * 100

@@ -29,7 +29,7 @@ from briolette.engine.bench.ours import Briolette
 from briolette.engine.bench.profile import profile
 from briolette.engine.bench.sizes import shortened, sizes
 from briolette.engine.bench.synthetic import random_blocks, repeated, stored_bytes, synthetic
-from briolette.engine.bench.work import Work
+from briolette.engine.bench.work import Step, Work
 from briolette.engine.cli import app
 from briolette.engine.source import architecture
 from briolette.spec import syntax
@@ -79,8 +79,8 @@ class Counted:
     def __init__(self, name: str, log: list[str]):
         self.name, self.log, self.runs = name, log, 0
 
-    def fill(self, depth: int) -> None:
-        self.log.append(f"{self.name} fills {depth}")
+    def fill(self, depth: int, sequences: int = 1) -> None:
+        self.log.append(f"{self.name} fills {depth}" + (f" of {sequences}" if sequences > 1 else ""))
 
     def run(self, test: Case) -> float:
         self.log.append(f"{self.name} {test}")
@@ -125,7 +125,7 @@ def test_the_work_of_a_test_is_that_of_its_steps():
     model = briolette.load(E2B, threads=1, context=256, chunk=16, weights="mapped")
     subject = Briolette(model)
     program, steps = subject.steps(Case("prefill", 40, 8))
-    assert (program, steps) == ("prefill", [(16, 8), (16, 24), (8, 40)])
+    assert (program, steps) == ("prefill", [Step(16, 8), Step(16, 24), Step(8, 40)])
     assert subject.steps(Case("prefill", 40, 0, "all"))[0] == "all"
     once, twice = (subject.work(Case("decode", n, 32)) for n in (1, 2))
     assert twice.bytes == pytest.approx(2 * once.bytes, rel=0.01)
