@@ -2,7 +2,7 @@
 
 Reads one JSON request a line from standard input and answers each with one line, `{"seconds": ...}`:
 
-    {"fill": [ids]}                       what the cache holds before every run
+    {"fill": [ids]}                       how many tokens the cache holds before every run
     {"prefill": [ids], "logits": "last"}  so many tokens at once, with the last one's logits, or with "all" of them
     {"decode": [[ids], [ids]]}            steps, of one token of each of some sequences
 
@@ -32,6 +32,7 @@ from typing import Any
 import llama_cpp
 
 PLAIN = ("f32", "f16", "bf16")
+PART = 512  # tokens that a deep cache is filled with again and again
 BATCH = 2048  # tokens that llama_decode takes at once: the default of llama-bench
 FLASH = 1  # enum llama_flash_attn_type: enabled
 
@@ -57,29 +58,22 @@ class Context:
             params.type_k, params.type_v = types
         if values not in PLAIN:
             params.flash_attn_type = FLASH
-        self.model = model
+        self.model, self.params = model, params
         self.context = None if None in types else llama_cpp.llama_init_from_model(model, params)
         self.kept: Any = None
-        self.states: dict[tuple[int, ...], Any] = {(): None}  # by what was filled in
+        self.states: dict[int, Any] = {0: None}  # by how many tokens were filled in
 
-    def fill(self, ids: Sequence[int]) -> float:
-        """Has the cache hold these tokens from now on; goes on from what it has held of them before."""
-        seconds, key = 0.0, tuple(ids)
-        if key not in self.states:
-            known = max((held for held in self.states if key[: len(held)] == held), key=len)
-            self.kept = self.states[known]
-            self.rewind()
-            seconds = self.prefill(ids[len(known) :], "last")
-            size = llama_cpp.llama_state_seq_get_size(self.context, 0)
-            self.states[key] = (ctypes.c_uint8 * size)()
-            llama_cpp.llama_state_seq_get_data(self.context, self.states[key], size, 0)
-        self.kept = self.states[key]
-        return seconds
+    def fill(self, ids: Sequence[int]) -> None:
+        """Has the cache hold as many tokens from now on."""
+        if len(ids) not in self.states:
+            self.states[len(ids)] = Filler(self.model, self.params).state(ids)
+        self.kept = self.states[len(ids)]
 
     def answer(self, request: dict[str, Any]) -> float:
         """Has something run; its seconds."""
         if "fill" in request:
-            return self.fill(request["fill"])
+            self.fill(request["fill"])
+            return 0.0
         if "prefill" in request:
             self.rewind()
             return self.prefill(request["prefill"], request["logits"])
@@ -91,22 +85,13 @@ class Context:
         copy within the next step, which is timed."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
         for sequence in range(sequences if self.kept is not None else 0):
-            if not llama_cpp.llama_state_seq_set_data(self.context, self.kept, len(self.kept), sequence):
-                raise SystemExit("llama_state_seq_set_data failed")
+            load(self.context, self.kept, sequence)
 
     def prefill(self, ids: Sequence[int], logits: str) -> float:
         """Seconds for tokens at once."""
-        position, batch = self.position(), llama_cpp.llama_batch_init(BATCH, 0, 1)
         start = time.perf_counter()
-        for first in range(0, len(ids), BATCH):
-            part = ids[first : first + BATCH]
-            batch.n_tokens = len(part)
-            for i, token in enumerate(part):
-                put(batch, i, token, position + first + i, 0, logits == "all" or first + i == len(ids) - 1)
-            self.decode_batch(batch)
-        seconds = time.perf_counter() - start
-        llama_cpp.llama_batch_free(batch)
-        return seconds
+        prefill(self.context, ids, self.position(), 0, logits)
+        return time.perf_counter() - start
 
     def first_token(self, text: bytes) -> int:
         """The likeliest token after a text."""
@@ -128,7 +113,7 @@ class Context:
             batches.append(batch)
         start = time.perf_counter()
         for batch in batches:
-            self.decode_batch(batch)
+            run(self.context, batch)
         seconds = time.perf_counter() - start
         for batch in batches:
             llama_cpp.llama_batch_free(batch)
@@ -138,10 +123,67 @@ class Context:
         """Where the next token of the first sequence belongs; of the others, too, where they were filled."""
         return llama_cpp.llama_memory_seq_pos_max(llama_cpp.llama_get_memory(self.context), 0) + 1
 
-    def decode_batch(self, batch: Any) -> None:
-        if llama_cpp.llama_decode(self.context, batch) != 0:
-            raise SystemExit("llama_decode failed")
-        llama_cpp.llama_get_logits_ith(self.context, -1)  # waits until they are there
+
+class Filler:
+    """Makes what a cache holds. How fast an engine is does not depend on what that is, so PART tokens are computed
+    and repeated, at one position after the other: a few seconds where it would be minutes."""
+
+    def __init__(self, model: Any, params: Any):
+        self.params = type(params).from_buffer_copy(params)
+        self.params.n_seq_max, self.params.kv_unified = 2, True  # one that is filled, and what is put into it
+        self.params.n_ctx = params.n_ctx // params.n_seq_max + PART
+        self.model = model
+
+    def state(self, ids: Sequence[int]) -> Any:
+        """A sequence that holds as many tokens, as llama_state_seq_get_data gives it."""
+        context = llama_cpp.llama_init_from_model(self.model, self.params)
+        memory = llama_cpp.llama_get_memory(context)
+        prefill(context, ids[:PART], 0, 1)
+        part = saved(context, 1)
+        llama_cpp.llama_memory_clear(memory, True)
+        for at in range(0, len(ids), PART):
+            load(context, part, 1)
+            llama_cpp.llama_memory_seq_add(memory, 1, 0, -1, at)
+            llama_cpp.llama_memory_seq_cp(memory, 1, 0, 0, -1)
+            llama_cpp.llama_memory_seq_rm(memory, 1, 0, -1)
+            prefill(context, ids[:1], at + min(len(ids), PART), 0)  # keys are turned to their positions in a step
+            llama_cpp.llama_memory_seq_rm(memory, 0, min(at + PART, len(ids)), -1)
+        found = saved(context, 0)
+        llama_cpp.llama_free(context)
+        return found
+
+
+def saved(context: Any, sequence: int) -> Any:
+    """What a sequence holds."""
+    size = llama_cpp.llama_state_seq_get_size(context, sequence)
+    state = (ctypes.c_uint8 * size)()
+    llama_cpp.llama_state_seq_get_data(context, state, size, sequence)
+    return state
+
+
+def load(context: Any, state: Any, sequence: int) -> None:
+    """Has a sequence hold that."""
+    if not llama_cpp.llama_state_seq_set_data(context, state, len(state), sequence):
+        raise SystemExit("llama_state_seq_set_data failed")
+
+
+def prefill(context: Any, ids: Sequence[int], position: int, sequence: int, logits: str = "last") -> None:
+    """Runs tokens at once, at a position and those after it."""
+    batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
+    for first in range(0, len(ids), BATCH):
+        part = ids[first : first + BATCH]
+        batch.n_tokens = len(part)
+        for i, token in enumerate(part):
+            put(batch, i, token, position + first + i, sequence, logits == "all" or first + i == len(ids) - 1)
+        run(context, batch)
+    llama_cpp.llama_batch_free(batch)
+
+
+def run(context: Any, batch: Any) -> None:
+    """One step."""
+    if llama_cpp.llama_decode(context, batch) != 0:
+        raise SystemExit("llama_decode failed")
+    llama_cpp.llama_get_logits_ith(context, -1)  # waits until they are there
 
 
 def put(batch: Any, at: int, token: int, position: int, sequence: int, logits: bool) -> None:
