@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "peers"))
 import bench
 from bench_page import Page, write
-from test_bench import E2B, MOE, little_memory  # noqa: F401  the last is a fixture
+from test_bench import E2B, little_memory  # noqa: F401  the last is a fixture
 from test_bench_peer import stand_in
 
 SMALL = ("--prompt", 8, "--generate", 2, "--runs", 1, "--depth", "0,16", "--sequences", "1,3", "--layers", 1)
@@ -41,17 +41,15 @@ def test_every_part_is_measured_and_told(tmp_path, monkeypatch):
     """The stand-in takes a second for everything; it cannot write a first token."""
     monkeypatch.setattr(bench, "model_files", lambda: [E2B])
     monkeypatch.setattr(bench, "cores", lambda: 2)
-    page, found = made(tmp_path, "--model", MOE, "--without", "start")
+    page, found = made(tmp_path, "--without", "start")
     assert [line for line in page.splitlines() if line.startswith("## ")] == [
         "## gemma4_e2b",
-        "## gemma4_moe",
         "## Several sequences at once",
         "## By the number of layers",
     ]
-    assert set(found["models"]) == {"gemma4_e2b", "gemma4_moe"}
-    assert {name for name in found["sequences"]} == {"gemma4_e2b"}
+    assert set(found["models"]) == set(found["sequences"]) == {"gemma4_e2b"}
     assert set(found["layers"]["gemma4-e2b"]) == {"1"}
-    results = found["models"]["gemma4_moe"]["results"]
+    results = found["models"]["gemma4_e2b"]["results"]
     assert {(r["threads"], r["depth"]) for r in results} == {(2, 0), (2, 16), (1, 0)}
     assert {r["engine"] for r in results} == {"briolette", "briolette, fast prefill", "llama.cpp"}
     table = page.split("## Several")[1].split("## ")[0].splitlines()
@@ -64,7 +62,6 @@ def test_every_part_is_measured_and_told(tmp_path, monkeypatch):
     assert len(titles(tmp_path / "docs" / "benchmarks-layers.svg")) == 2
     assert {p.name for p in (tmp_path / "docs").glob("*.svg")} == {
         "benchmarks-gemma4_e2b.svg",
-        "benchmarks-gemma4_moe.svg",
         "benchmarks-sequences.svg",
         "benchmarks-layers.svg",
     }
