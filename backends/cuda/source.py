@@ -11,9 +11,11 @@ from importlib.resources import files
 # In the order in which they need each other.
 LIBRARY = (
     "common",
+    "tensor_cores",
     "blocks",
     "products",
     "gemm",
+    "gemm_integers",
     "planes",
     "attend",
     "attend_codes",

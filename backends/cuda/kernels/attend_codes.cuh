@@ -6,17 +6,6 @@
 // four dimensions to a word, as codes lie. Sums of V: 32 positions by 32 dimensions, where words of four dimensions are
 // turned into words of four positions first; the scales of V are in the weights.
 
-// c += a b for tiles of 16 x 32 and 32 x 8 of bytes with signs (mma.m16n8k32).
-__device__ __forceinline__ void mma_16_8_32(int c[4], const u32 a[4], const u32 b[2]) {
-#ifdef BRIOLETTE_EMULATED
-  emulated_mma_s8(c, a, b, c);
-#else
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#endif
-}
-
 // What four codes stand for, as bytes with a sign in units of `Codec::step()`.
 template <class Codec>
 __device__ __forceinline__ u32 levels_of(u32 codes) {
