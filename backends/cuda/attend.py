@@ -12,7 +12,7 @@ from briolette.compiler.plan import base, writes_cache
 from briolette.compiler.views import heads_lie_together, view_of
 
 from .blocks import codec_source, codec_type, number
-from .source import Kernel, structure_name
+from .source import RESIDENT, Kernel, structure_name
 from .steps import Argument, Launch, Parts, Places, known
 
 THREADS = 128
@@ -20,9 +20,7 @@ TILE = 64  # positions that a block of threads works on at a time
 # Of the kernel for many rows, `kernels/attend_many.cuh`: dimensions of K and V that it has at a time, in f16.
 MANY_ROWS, MANY_THREADS, MANY_CHUNK = 32, 256, 256
 CODE_HEADS, CODE_CHUNK, CODE_BITS = 8, 32, 6  # of the kernel on codes: `kernels/attend_codes.cuh`
-# Threads that a multiprocessor shall be able to hold, so that they have at most 128 registers, and 64 where planes are
-# plain: what compilers for other GPUs choose by themselves is more, or so few that some are spilled.
-RESIDENT, PLAIN_RESIDENT = 512, 1024
+PLAIN_RESIDENT = 2 * RESIDENT  # where planes are plain
 PARTS = 32  # of what a row sees in decoding: blocks enough for a large GPU, whatever the depth
 
 
@@ -181,7 +179,7 @@ def encode_launch(item: Node, places: Places) -> tuple[Launch, Kernel]:
         f"encode<{kind}, {size}, {heads}>(x, positions, slots, plane, capacity, own);"
     )
     threads = min(THREADS, -(-size // 32) * 32)
-    kernel = Kernel("encode", tuple(given), body, threads, (codec_source(item.type.dtype, size),))
+    kernel = Kernel("encode", tuple(given), body, threads, (codec_source(item.type.dtype, size),), RESIDENT // threads)
     return Launch(kernel.name, (x.shape[0] * heads, 1, 1), threads, tuple(given.values())), kernel
 
 

@@ -19,7 +19,7 @@ from .. import formats
 from .blocks import PLAIN, format_name, format_source
 from .expressions import expression
 from .indexing import Axes, last_stride
-from .source import Kernel, structure_name
+from .source import RESIDENT, Kernel, structure_name
 from .steps import Argument, Launch, Parts, Places, known, row_stride
 
 THREADS = 128
@@ -164,7 +164,9 @@ class _Products:
             *(f"  {line}" for line in [*self.axes.declarations(), *sums, *store]),
             "});",
         ]
-        kernel = Kernel("gemm", tuple(self.parameters), "\n".join(lines), THREADS, tuple(self.needs))
+        kernel = Kernel(
+            "gemm", tuple(self.parameters), "\n".join(lines), THREADS, tuple(self.needs), RESIDENT // THREADS
+        )
         # Of each expert's tiles the last one may not be whole.
         spare = TILE_ROWS * self.experts if self.ids is not None else 0
         grid = (Parts(self.outputs, width), Parts(rows + spare, TILE_ROWS), 1)

@@ -25,6 +25,10 @@ LIBRARY = (
     "sample",
 )
 
+# Threads that a multiprocessor shall be able to hold, so that they have at most 128 registers each: what compilers for
+# some GPUs choose by themselves is more, or so few that some are spilled.
+RESIDENT = 512
+
 
 @dataclass(frozen=True)
 class Kernel:

@@ -71,6 +71,7 @@ struct AttendTiles {
   // Dimensions of K from `from` on, of all positions of the tile.
   template <class Keys, class Values>
   __device__ __forceinline__ void bring_keys(i64 begin, int count, int sink, int from, Shared& own) {
+#pragma unroll(Keys::AT_ONCE)
     for (int i = threadIdx.x; i < POSITIONS * (K_DEPTH / 4); i += THREADS) {
       const int p = i / (K_DEPTH / 4), at = i % (K_DEPTH / 4) * 4, d = from + at;
       float4 four = make_float4(0, 0, 0, 0);
@@ -89,6 +90,7 @@ struct AttendTiles {
   // The same of V.
   template <class Values>
   __device__ __forceinline__ void bring_values(i64 begin, int count, int sink, int from, Shared& own) {
+#pragma unroll(Values::AT_ONCE)
     for (int i = threadIdx.x; i < POSITIONS / 2 * (V_WIDTH / 4); i += THREADS) {
       const int p = i / (V_WIDTH / 4) * 2, at = i % (V_WIDTH / 4) * 4, d = from + at;
       float4 two[2] = {make_float4(0, 0, 0, 0), make_float4(0, 0, 0, 0)};

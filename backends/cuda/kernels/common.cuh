@@ -136,7 +136,8 @@ __device__ __forceinline__ float block_reduce(float x, float* partial) {
   return x;
 }
 
-// Where a plane keeps a position: the first `sink` of them stay, the others go round behind those.
+// Where a plane keeps a position: the first `sink` of them stay, the others go round behind those. Positions come as 32
+// bits, and to divide 64 takes many instructions and registers.
 __device__ __forceinline__ i64 place_in_ring(i64 position, i64 capacity, int sink) {
-  return position < sink ? position : (position - sink) % (capacity - sink) + sink;
+  return position < sink ? position : (i64)((u32)(position - sink) % (u32)(capacity - sink)) + sink;
 }

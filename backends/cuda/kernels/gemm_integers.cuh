@@ -67,7 +67,7 @@ struct GemmIntegers : Tiles<Shape> {
         }
       }
       __syncthreads();
-#pragma unroll
+#pragma unroll 1  // more would take more registers than there are
       for (int k = 0; k < Shape::DEPTH; k += 32) add(k, own);
     }
   }
