@@ -250,7 +250,9 @@ class Backend(Protocol):
         ...
 
     def memory(self, source: Source | Module, cache: str) -> Callable[[Options], Memory]:
-        """What an engine with a KV cache of that type will take, by its other options. Allocates nothing."""
+        """What an engine with a KV cache of that type will take for generation, by its other options: with several
+        sequences, for steps with tokens of several of them, too. Every token's logits take programs more. Allocates
+        nothing."""
         ...
 
 

@@ -12,16 +12,15 @@ from briolette.compiler.plan import base, writes_cache
 from briolette.compiler.views import heads_lie_together, view_of
 
 from .blocks import codec_source, codec_type, number
-from .source import Kernel, structure_name
+from .source import RESIDENT, Kernel, structure_name
 from .steps import Argument, Launch, Parts, Places, known
 
 THREADS = 128
 TILE = 64  # positions that a block of threads works on at a time
-MANY_ROWS, MANY_THREADS = 32, 256  # of the kernel for many rows: `kernels/attend_many.cuh`
+# Of the kernel for many rows, `kernels/attend_many.cuh`: dimensions of K and V that it has at a time, in f16.
+MANY_ROWS, MANY_THREADS, MANY_CHUNK = 32, 256, 256
 CODE_HEADS, CODE_CHUNK, CODE_BITS = 8, 32, 6  # of the kernel on codes: `kernels/attend_codes.cuh`
-# Threads that a multiprocessor shall be able to hold, so that they have at most 128 registers, and 64 where planes are
-# plain: what compilers for other GPUs choose by themselves is more, or so few that some are spilled.
-RESIDENT, PLAIN_RESIDENT = 512, 1024
+PLAIN_RESIDENT = 2 * RESIDENT  # where planes are plain
 PARTS = 32  # of what a row sees in decoding: blocks enough for a large GPU, whatever the depth
 
 
@@ -97,7 +96,8 @@ def attend_launches(item: Node, places: Places, tiles: bool, mixed: bool) -> lis
     kernel = Kernel("attend", tuple(given), body, THREADS, needs, resident)
     rows = q.shape[0]
     if tiles and rows != 1 and not mixed:
-        return [_many(given, names, spec, needs, rows * (heads // groups), groups, constants)]
+        wide = any(_dtype(x) == "f32" for x in (k, v, *near))
+        return [_many(given, names, spec, needs, rows * (heads // groups), groups, constants, wide)]
     launches = [(Launch(kernel.name, (parts, groups, rows), THREADS, tuple(given.values())), kernel)]
     if parts > 1:
         merged = {"const float* scratch": Argument("scratch"), "float* out": places.pointer(item)}
@@ -124,20 +124,28 @@ def _many(
     pairs: Dim,
     groups: int,
     constants: Mapping[str, int],
+    wide: bool,
 ) -> tuple[Launch, Kernel]:
-    """The kernel for many rows, pairs of a token and one of a group's heads."""
+    """The kernel for many rows, pairs of a token and one of a group's heads. wide: whether planes have more bits than
+    f16."""
     taken = {name: argument for name, argument in given.items() if name != "float* scratch"}
     taken["const int* rows"] = Argument("rows")
     passed = names.replace(", scratch", ", *rows, memory")
     body = f"extern __shared__ __align__(16) u8 memory[];\nattend_many<{spec}>({passed});"
     kernel = Kernel("attend_many", tuple(taken), body, MANY_THREADS, needs, RESIDENT // MANY_THREADS)
-    depth, width = -(-constants["QUERY"] // 16) * 16, -(-constants["VALUE"] // 64) * 64
-    # `AttendTiles::Shared`, in its order.
-    tile = max(MANY_ROWS * (depth + 8), width * (MANY_ROWS + 8))
-    halves = MANY_ROWS * (depth + 8) + tile + MANY_ROWS * (MANY_ROWS + 8)
-    shared = 2 * halves + 4 * MANY_ROWS * (MANY_ROWS + 1) + MANY_ROWS * (3 * 4 + 8)
+    shared = _many_shared(constants["QUERY"], constants["VALUE"], wide)
     grid = (Parts(pairs, MANY_ROWS), groups, 1)
     return Launch(kernel.name, grid, MANY_THREADS, tuple(taken.values()), shared), kernel
+
+
+def _many_shared(query: int, value: int, wide: bool) -> int:
+    """Bytes of `AttendTiles::Shared`, in its order. wide: whether K or V are in two parts each."""
+    depth, width = -(-query // 16) * 16, -(-value // 64) * 64
+    parts = 2 if wide else 1
+    chunk = MANY_CHUNK // parts
+    tile = parts * max(MANY_ROWS * (min(depth, chunk) + 8), min(width, chunk) * (MANY_ROWS + 8))
+    halves = 2 * MANY_ROWS * (depth + 8) + tile + 2 * MANY_ROWS * (MANY_ROWS + 8)
+    return 2 * halves + 4 * MANY_ROWS * (MANY_ROWS + 1) + MANY_ROWS * (3 * 4 + 8)
 
 
 def _dtype(plane: Node) -> str:
@@ -171,7 +179,7 @@ def encode_launch(item: Node, places: Places) -> tuple[Launch, Kernel]:
         f"encode<{kind}, {size}, {heads}>(x, positions, slots, plane, capacity, own);"
     )
     threads = min(THREADS, -(-size // 32) * 32)
-    kernel = Kernel("encode", tuple(given), body, threads, (codec_source(item.type.dtype, size),))
+    kernel = Kernel("encode", tuple(given), body, threads, (codec_source(item.type.dtype, size),), RESIDENT // threads)
     return Launch(kernel.name, (x.shape[0] * heads, 1, 1), threads, tuple(given.values())), kernel
 
 

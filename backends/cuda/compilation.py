@@ -40,6 +40,11 @@ def rows_of(program: str, options: Options) -> int:
     return {"decode": 1, "prefill": options.chunk}.get(program, min(ALL_LOGITS_CHUNK, options.chunk))
 
 
+def groups_of(options: Options) -> tuple[tuple[str, ...], ...]:
+    """The groups that generation takes: with several sequences, steps of tokens of several of them, too."""
+    return GROUPS[:1] if options.sequences == 1 else (GROUPS[0], ("batch",))
+
+
 @dataclass(frozen=True)
 class Program:
     """The launches of a step, for at most `rows` tokens; `result`: the numbers that it writes."""

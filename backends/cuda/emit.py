@@ -250,7 +250,8 @@ class Emitter:
             "int* order": self.pointer(item),
         }
         each = product(ids.shape[1:])
-        body = f"__shared__ int starts[{experts}];\ngroup<{experts}>(ids, rows, {each}, order, starts);"
+        sizes = f"{experts}, {THREADS // 32}"
+        body = f"__shared__ GroupShared<{sizes}> own;\ngroup<{sizes}>(ids, rows, {each}, order, own);"
         return self.call(item, 1, given, body)
 
     def combine(self, item: Node) -> Made:

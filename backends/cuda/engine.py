@@ -20,7 +20,7 @@ from ..base import Choice, F32Array, Memory, Options, Room, Source, TokenRows, W
 from ..planes import Rings
 from ..reading import stored_bytes
 from .choosing import THREADS, WISH_BYTES, can_choose, sample_kernel, wish
-from .compilation import GROUPS, Compilation, Compiled, Program, compiled, rows_of, watching
+from .compilation import GROUPS, Compilation, Compiled, Program, compiled, groups_of, rows_of, watching
 from .device import Device, open_device
 from .emit import Layout, layout_of
 from .planes import DevicePlane
@@ -49,9 +49,10 @@ class CudaEngine:
         self.planes: dict[tuple[int, str], tuple[DevicePlane, int]] = {}
         self.stored: dict[Node, int] = {}
         self.chunk = options.chunk
-        self.inputs = self.alloc("tables", I32 * (1 + 3 * self.chunk))
+        self.inputs = self.alloc("tables", _inputs_bytes(options))
+        self.chosen, self.wished = self.alloc("tables", I32), self.alloc("tables", WISH_BYTES)  # see `choose`
+        self.chooser: Any = None  # the kernel, when it is first wanted
         self.groups: dict[tuple[str, ...], Loaded] = {}
-        self.chooser: tuple[Any, int, int] | None = None  # the kernel, and where its result and its wish lie
 
     @property
     def vocabulary(self) -> int:
@@ -103,12 +104,10 @@ class CudaEngine:
         self.call(loaded, "decode", rows)
         if self.chooser is None:
             kernel = sample_kernel(self.vocabulary)
-            module = self.device.module(module_source([kernel]))
-            self.chooser = module.kernel(kernel.name), self.alloc("tables", I32), self.alloc("tables", WISH_BYTES)
-        kernel, chosen, wished = self.chooser
-        self.device.write(wished, wish(choice))
-        self.device.launch(kernel, (1, 1, 1), THREADS, [loaded.out, wished, chosen])
-        return int(self.device.read(chosen, I32).view(np.int32)[0])
+            self.chooser = self.device.module(module_source([kernel])).kernel(kernel.name)
+        self.device.write(self.wished, wish(choice))
+        self.device.launch(self.chooser, (1, 1, 1), THREADS, [loaded.out, self.wished, self.chosen])
+        return int(self.device.read(self.chosen, I32).view(np.int32)[0])
 
     def _every(self, rows: TokenRows, program: str = "all") -> F32Array:
         """Every token's logits."""
@@ -345,34 +344,49 @@ def room() -> Room:
     return Room(device.room(), device.name)
 
 
-def memory(source: Source | Module, cache: str) -> Callable[[Options], Memory]:
-    """See `base.Backend.memory`: of the device, but for what is mapped and looked up in, which is the host's."""
-    compilation = compilation_of(source)
-    made: dict[Options, tuple[Layout, int, int]] = {}
+def _inputs_bytes(options: Options) -> int:
+    """Of what a step is given: how many tokens, then their ids, positions and sequences."""
+    return I32 * (1 + 3 * options.chunk)
 
-    def of(options: Options) -> Memory:
-        key = replace(options, cache=cache, context=options.chunk, sequences=1, threads=1)  # what programs depend on
-        if key not in made:
-            plans = {name: compilation.plan(name, key) for name in GROUPS[0]}
-            results = max(evaluate(product(p.module.outputs[0].shape), {"T": p.rows}) for p in plans.values())
-            made[key] = layout_of(list(plans.values())), max(p.arena for p in plans.values()), results
-        layout, arena, results = made[key]
-        staged = {table["name"]: row_stride(table) for table in layout.staged}
-        inputs = I32 * (1 + 3 * options.chunk) + 8 * max(1, len(layout.planes))
+
+def memory(source: Source | Module, cache: str) -> Callable[..., Memory]:
+    """See `base.Backend.memory`: of the device, but for what is mapped and looked up in, which is the host's. `groups`
+    of programs other than those of generation may be asked for."""
+    compilation = compilation_of(source)
+    made: dict[tuple[Options, tuple[str, ...]], tuple[Layout, int, int]] = {}
+
+    def planned(options: Options, group: tuple[str, ...]) -> tuple[Layout, int, int]:
+        """The tables of a group, the bytes of its arena and its largest result in numbers."""
+        wanted = replace(options, cache=cache, context=options.chunk, sequences=1, threads=1)  # what it depends on
+        if (wanted, group) not in made:
+            plans = [compilation.plan(name, wanted) for name in group]
+            results = max(evaluate(product(p.module.outputs[0].shape), {"T": p.rows}) for p in plans)
+            made[wanted, group] = layout_of(plans), max(p.arena for p in plans), results
+        return made[wanted, group]
+
+    def of(options: Options, groups: Sequence[tuple[str, ...]] | None = None) -> Memory:
+        taken = [planned(options, group) for group in groups or groups_of(options)]
+        layouts = [layout for layout, _, _ in taken]
+        weights = dict.fromkeys(item for layout in layouts for item in layout.weights)
+        planes = {(plane.slot, plane.plane): plane for layout in layouts for plane in layout.planes}
+        staged = {table["name"]: table for layout in layouts for table in layout.staged}
+        tables = [  # of each group, as `Loaded` has them
+            8 * max(1, len(layout.planes)) + options.chunk * sum(map(row_stride, layout.staged)) for layout in layouts
+        ]
         return Memory(
-            mapped={table["name"]: stored_bytes(table) for table in layout.staged},
-            rows=staged,
+            mapped={name: stored_bytes(table) for name, table in staged.items()},
+            rows={name: row_stride(table) for name, table in staged.items()},
             decoded={
                 item.args[0]["name"]: 4 * int(np.prod([known(n) for n in item.shape]))
-                for item in layout.weights
+                for item in weights
                 if item.op == "dequant"
             },
-            planes=tuple(plane.memory(options) for plane in layout.planes),
-            arena=arena + 4 * results,
-            scratch=layout.scratch,
-            tables=inputs + options.chunk * sum(staged.values()),
-            logits=4 * results,
-            packed={item["name"]: stored_bytes(item) for item in layout.weights if item.op == "weight"},
+            planes=tuple(plane.memory(options) for plane in planes.values()),
+            arena=sum(arena + 4 * results for _, arena, results in taken),
+            scratch=sum(layout.scratch for layout in layouts),
+            tables=_inputs_bytes(options) + I32 + WISH_BYTES + sum(tables),
+            logits=4 * max(results for _, _, results in taken),
+            packed={item["name"]: stored_bytes(item) for item in weights if item.op == "weight"},
             libraries=LIBRARIES,
             nodes=compilation.nodes,
         )

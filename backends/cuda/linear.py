@@ -1,8 +1,8 @@
 """Products with stored weights, and elementwise work on their results in the same kernel.
 
 `matvec`: some lanes of a warp for each row of the weights, one row of activations at a time; of experts, one pair of a
-token and an expert. `gemm`: tiles of many rows of activations, on tensor cores, for weights that are not kept in f32.
-Products of the same input (gate and up) run together.
+token and an expert. `gemm`: tiles of many rows of activations, on tensor cores, for weights that are not kept in f32:
+blocks in integers, plain numbers in f16. Products of the same input (gate and up) run together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .. import formats
 from .blocks import PLAIN, format_name, format_source
 from .expressions import expression
 from .indexing import Axes, last_stride
-from .source import Kernel, structure_name
+from .source import RESIDENT, Kernel, structure_name
 from .steps import Argument, Launch, Parts, Places, known, row_stride
 
 THREADS = 128
@@ -147,24 +147,26 @@ class _Products:
         self.add("const int* tokens", Argument("rows"))
         weights = ", ".join(self.names[item.args[1]] + self.of_expert(item.args[1]) for item in self.products)
         store = self.stored({item: f"s{i}" for i, item in enumerate(self.products)}, "row", "n")
-        sums = [f"const float s{i} = tile.sums[{i}][m_tile][n_tile][part] * most;" for i in range(len(self.products))]
+        sums = [f"const float s{i} = tile.sums[{i}][m_tile][n_tile][part] * factor;" for i in range(len(self.products))]
         lines = [
-            f"typedef Gemm<{shape}> Tiles;",
-            "__shared__ Tiles::Shared own;",
+            f"typedef {'GemmIntegers' if self.x.type.dtype == 'q8' else 'Gemm'}<{shape}> Tile;",
+            "__shared__ Tile::Shared own;",
             f"const int all_rows = *tokens * {factor} + {constant}, first = (int)block.x * {width};",
             *(self.tile_of_expert() if self.ids is not None else self.tile_of_rows()),
             f"const int outputs = {self.outputs} - first;",
             f"const u8* const weights[] = {{{weights}}};",
-            "Tiles tile;",
+            "Tile tile;",
             "tile.run(x, weights, first, outputs, own);",
             "tile.each(rows, outputs, [&](int near_row, int near_n, int m_tile, int n_tile, int part) {",
             f"  const int row = {'order[begin + near_row]' if self.ids is not None else 'begin + near_row'};",
             "  const int n = first + near_n;",
-            "  const float most = own.most[near_row];",
+            "  const float factor = Tile::factor(near_row, own);",
             *(f"  {line}" for line in [*self.axes.declarations(), *sums, *store]),
             "});",
         ]
-        kernel = Kernel("gemm", tuple(self.parameters), "\n".join(lines), THREADS, tuple(self.needs))
+        kernel = Kernel(
+            "gemm", tuple(self.parameters), "\n".join(lines), THREADS, tuple(self.needs), RESIDENT // THREADS
+        )
         # Of each expert's tiles the last one may not be whole.
         spare = TILE_ROWS * self.experts if self.ids is not None else 0
         grid = (Parts(self.outputs, width), Parts(rows + spare, TILE_ROWS), 1)
@@ -186,7 +188,7 @@ class _Products:
             bytes_ = str(4 * view_of(self.operand[self.x]).row_stride())
         return [
             f"const int begin = (int)block.y * {TILE_ROWS}, rows = all_rows - begin;",
-            f"const u8* x = (const u8*){name} + (i64)(begin + Tiles::mine(rows)) * {bytes_};",
+            f"const u8* x = (const u8*){name} + (i64)(begin + Tile::mine(rows)) * {bytes_};",
         ]
 
     def tile_of_expert(self) -> list[str]:
@@ -201,29 +203,40 @@ class _Products:
             "int expert, begin, rows;",
             f"if (!expert_tile<{self.experts}, {TILE_ROWS}>("
             "ids, order, all_rows, (int)block.y, starts, expert, begin, rows)) return;",
-            "const int pair = order[begin + Tiles::mine(rows)];",
+            "const int pair = order[begin + Tile::mine(rows)];",
             f"const u8* x = {self.names[self.x]} + (i64){row} * {self.input_type()}::ROW_BYTES;",
         ]
 
     def shape(self, width: int) -> str:
         """The structure of what tiles are specialised to, among `needs`; its name."""
+        integers = self.x.type.dtype == "q8"
+        function, results = ("sixteen<{}>", "q, scale, offset") if integers else ("Halves<{}>::of", "out")
+        taken = "u32 q[4], float& scale, float& offset" if integers else "u32 out[8]"
         loads = [
-            f"    if (product == {i}) Halves<{format_name(item.args[1].type.dtype)}>::of("
-            f"w[{i}] + (i64)row * {row_stride(self.operand[item.args[1]])}, column, out);"
+            f"    if (product == {i}) {function.format(format_name(item.args[1].type.dtype))}("
+            f"w[{i}] + (i64)row * {row_stride(self.operand[item.args[1]])}, column, {results});"
             for i, item in enumerate(self.products)
         ]
         lines = [
             f"  static const int COLUMNS = {self.columns}, DEPTH = {64 if self.columns % 64 == 0 else 32};",
             f"  static const int WIDTH = {width}, PRODUCTS = {len(self.products)};",
+            *(self.runs() if integers else ()),
             f"  typedef {self.input_type()} X;",
             "  static __device__ __forceinline__ void weight(",
-            "      const u8* const w[], int product, int row, int column, u32 out[8]) {",
+            f"      const u8* const w[], int product, int row, int column, {taken}) {{",
             *loads,
             "  }",
         ]
         name = structure_name("shape", lines)
         self.needs["\n".join([f"struct {name} {{", *lines, "};"])] = None
         return name
+
+    def runs(self) -> list[str]:
+        """What `GemmIntegers` asks of the blocks of all products."""
+        kinds = [formats.get(item.args[1].type.dtype) for item in self.products]
+        offsets = any(kind.offsets or (kind.quants and kind.quants.bias) for kind in kinds)
+        run = min(kind.group for kind in kinds)
+        return [f"  static const int RUN = {run};", f"  static const bool OFFSETS = {str(bool(offsets)).lower()};"]
 
     # --- both ---
 

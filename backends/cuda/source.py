@@ -11,9 +11,11 @@ from importlib.resources import files
 # In the order in which they need each other.
 LIBRARY = (
     "common",
+    "tensor_cores",
     "blocks",
     "products",
     "gemm",
+    "gemm_integers",
     "planes",
     "attend",
     "attend_codes",
@@ -22,6 +24,10 @@ LIBRARY = (
     "encode",
     "sample",
 )
+
+# Threads that a multiprocessor shall be able to hold, so that they have at most 128 registers each: what compilers for
+# some GPUs choose by themselves is more, or so few that some are spilled.
+RESIDENT = 512
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def walk(cache: str, weights: str, bound: float, device: Device | None = None) -
     [
         ("f32", "mapped", 2e-6),
         ("f16", "mapped", 2e-6),
-        ("bf16", "packed", 2e-3),
+        ("f32", "packed", 1e-5),
+        ("bf16", "packed", 1e-5),
         ("all=k:tq5,v:tq3;sink=4;recent=8", "mapped", 5e-4),
         ("all=k:tq8,v:tq6_eden;sink=0;recent=0", "packed", 2e-3),
         ("all=k:tq5,v:tq4;sink=16;recent=20", "packed", 2e-3),

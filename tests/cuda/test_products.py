@@ -8,8 +8,8 @@ from running import Running, error, values
 
 from briolette.compiler.ops import node
 
-# Activations of 16 bits are rounded in the exact program, too. f16 keeps 11 bits of them, and of weights.
-BOUNDS = {"mapped": 2e-6, "integers": 2e-6, "tiles": 2e-3}
+# Activations of 16 bits are rounded in the exact program, too, but for ties.
+BOUNDS = {"mapped": 2e-6, "integers": 1e-5, "tiles": 1e-5}
 
 
 @pytest.mark.parametrize(("how", "rows"), [("mapped", 3), ("integers", 1), ("tiles", 70)])
@@ -37,7 +37,7 @@ def test_experts(rows):
     hidden = node("mul", node("silu", node("expert_linear", x, gate, ids)), node("expert_linear", x, up, ids))
     down = node("expert_linear", hidden, p.weight("down", 7, 48, 64, format="q5_1"), ids)
     form = "decode" if rows == 1 else "all"
-    for weights, bound in (("mapped", 2e-6), ("packed", 3e-3)):
+    for weights, bound in (("mapped", 2e-6), ("packed", 5e-5)):
         running = Running(p, [down, hidden], form, weights=weights)
         assert all(error(*pair) <= bound for pair in running.step(rows))
         families = {kernel.family for kernel in running.made[form].made.kernels}
@@ -60,4 +60,4 @@ def test_what_follows_a_product(rows, weights):
     capped = node("softcap", node("linear", x, part), cap=2.0)
     added = node("add", r, node("linear", x, p.weight("o", 128, 128, format="bf16")))
     for pair in values(p, [gate, capped, added], rows, weights=weights, form="decode" if rows == 1 else "all"):
-        assert error(*pair) <= (2e-6 if weights == "mapped" else 3e-3)
+        assert error(*pair) <= (2e-6 if weights == "mapped" else 1e-5)

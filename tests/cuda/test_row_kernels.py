@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from programs import BLOCKS, NUMBERS, Program, T
-from running import values
+from running import Running, values
 from test_rows import CHAINS, kept
 
 from briolette.compiler.ops import node
@@ -77,6 +77,24 @@ def test_little_work():
     ]
     for found, exact in values(p, wanted, 9, device=opened(3)):
         close(found, exact) if found.dtype == np.float32 else np.testing.assert_array_equal(found, exact)
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_groups_of_many_tokens(seed):
+    """Ids of every warp, most of them of one expert; experts that nobody chose; one token's alone."""
+    p = Program(seed=8)
+    scores = p.rng.normal(size=(90, 70)).astype(np.float32)
+    scores[:, 40] += 4.0
+    scores[:, 64:] -= 9.0
+    scores = p.add("scores", scores, scores.shape)
+    many = node("top", node("mul", node("embed", scores, node("position", rows=T)), node("const", value=2.0)), k=6)
+    few = node("top", kept(p, "few", 90, 3), k=1)
+    wanted = [many, node("group", many, experts=70), node("group", few, experts=3)]
+    running = Running(p, wanted, device=opened(seed), chunk=90, context=90)
+    for rows in (90, 37, 1):
+        for found, exact in running.step(rows):
+            np.testing.assert_array_equal(found, exact)
+    running.engine.close()
 
 
 def test_scores_that_are_no_numbers_come_first():

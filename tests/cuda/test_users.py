@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -12,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 import briolette
-from briolette.backends.base import Options, Room, Source, Weights
+from briolette.backends.base import ALL_LOGITS_CHUNK, Choice, Options, Room, Source, Weights
 from briolette.backends.cuda import engine as cuda_engine
+from briolette.backends.cuda.compilation import GROUPS
 from briolette.backends.cuda.device import Device
 from briolette.compiler.errors import BrioletteError
 from briolette.engine.cli import app
@@ -121,12 +123,31 @@ def test_an_engine_allocates_what_was_planned(path: Path, device: Device):
         made = cuda_engine.compile(source, Weights(file.tensor_bytes), options, device)
         assert not made.allocated["packed"]
         made.prepare()
-        planned = cuda_engine.memory(source, kv)(options).allocated
-        assert made.allocated == planned
+        measure = cuda_engine.memory(source, kv)
+        assert made.allocated == measure(options, GROUPS[:1]).allocated
         made.step(range(20), 0)
         made.step([1], 20)
-        assert made.allocated == planned
+        made.choose(1, 21, Choice(0.0, 0, 1.0, 0.0, 1.0, (), 0.5))
+        if sequences > 1:
+            made.batch([1, 2], [22, 0], [0, 1])
+        assert made.allocated == measure(options).allocated
         made.close()
+
+
+def test_programs_of_batches_and_of_every_logit_are_planned(device: Device):
+    """With several sequences, what a batch takes is part of the plan; every token's logits take more."""
+    file = open_gguf(E2B)
+    source = source_of(None, file.header)
+    options = Options(40, "f16", chunk=8, sequences=2, weights="packed")
+    measure = cuda_engine.memory(source, "f16")
+    one, two = measure(replace(options, sequences=1)), measure(options)
+    assert two.arena > one.arena
+    assert two.logits == one.logits * min(options.chunk, ALL_LOGITS_CHUNK)
+    made = cuda_engine.compile(source, Weights(file.tensor_bytes), options, device)
+    made.step([1], 0)
+    made.step(range(3), 1, "all")
+    assert made.allocated == measure(options, (GROUPS[0], ("all",))).allocated
+    made.close()
 
 
 def test_python_loads_and_compiles(cuda):

@@ -76,7 +76,7 @@ __device__ __forceinline__ void attend_scores(const Sight<Spec>& sight, AttendSh
             sight.near_v, sight.near_capacity, place, own.queries, lane, total);
       }
     } else {
-      const i64 place = position % sight.capacity;
+      const i64 place = place_in_ring(position, sight.capacity, 0);
       Scores<typename Spec::Keys, 0, Spec::KEY, Spec::SHARE, Spec::QUERY>::add(
           sight.k, sight.capacity, place, own.queries, lane, total);
       if (Spec::SHARED) {
@@ -154,7 +154,8 @@ __device__ __forceinline__ void attend_part(
     for (int i = 0; i < count; i++) {
       const i64 position = begin + i;
       const bool near = sight.near(position);
-      const i64 place = near ? place_in_ring(position, sight.near_capacity, Spec::SINK) : position % sight.capacity;
+      const i64 place = near ? place_in_ring(position, sight.near_capacity, Spec::SINK)
+                             : place_in_ring(position, sight.capacity, 0);
 #pragma unroll
       for (int j = 0; j < EACH; j++) {
         const int d = threadIdx.x + j * Spec::THREADS;

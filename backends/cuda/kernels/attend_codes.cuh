@@ -6,17 +6,6 @@
 // four dimensions to a word, as codes lie. Sums of V: 32 positions by 32 dimensions, where words of four dimensions are
 // turned into words of four positions first; the scales of V are in the weights.
 
-// c += a b for tiles of 16 x 32 and 32 x 8 of bytes with signs (mma.m16n8k32).
-__device__ __forceinline__ void mma_16_8_32(int c[4], const u32 a[4], const u32 b[2]) {
-#ifdef BRIOLETTE_EMULATED
-  emulated_mma_s8(c, a, b, c);
-#else
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#endif
-}
-
 // What four codes stand for, as bytes with a sign in units of `Codec::step()`.
 template <class Codec>
 __device__ __forceinline__ u32 levels_of(u32 codes) {
@@ -100,7 +89,7 @@ struct AttendCodes {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     for (int first = threadIdx.x / 32 * 8; first < count; first += 8 * WARPS) {
       const int mine = first + g < count ? first + g : count - 1;
-      const i64 place = (begin + mine) % sight.capacity;
+      const i64 place = place_in_ring(begin + mine, sight.capacity, 0);
       int c[4] = {0, 0, 0, 0};
 #pragma unroll 4
       for (int w = 0; w < Spec::QUERY / 4; w += 8) {
@@ -115,7 +104,7 @@ struct AttendCodes {
       for (int i = 0; i < 2; i++) {
         const int p = first + 2 * t + i;
         if (p >= count) continue;
-        const float scale = Keys::scale(sight.k, sight.capacity, (begin + p) % sight.capacity, 0);
+        const float scale = Keys::scale(sight.k, sight.capacity, place_in_ring(begin + p, sight.capacity, 0), 0);
         own.scores[g * TILE + p] = score_cap<Spec>((128.0f * (float)c[i] + (float)c[2 + i]) * step * scale);
       }
     }
@@ -160,7 +149,9 @@ struct AttendCodes {
         const int p = lane + 32 * i;
         e[i] = p < count ? expf(s[i] - peak) : 0.0f;
         total += e[i];
-        if (!near && p < count) e[i] *= Values::scale(sight.v, sight.capacity, (begin + p) % sight.capacity, 0);
+        if (!near && p < count) {
+          e[i] *= Values::scale(sight.v, sight.capacity, place_in_ring(begin + p, sight.capacity, 0), 0);
+        }
         most = fmaxf(most, e[i]);
         scores[p] = e[i];
       }
@@ -198,7 +189,7 @@ struct AttendCodes {
           for (int i = 0; i < 4; i++) {
             const int position = p + 16 * half + 4 * t + i;
             // Beyond the tile weights are zero, whatever is read.
-            const i64 place = (begin + (position < count ? position : count - 1)) % sight.capacity;
+            const i64 place = place_in_ring(begin + (position < count ? position : count - 1), sight.capacity, 0);
             b[half][i] = levels_of<typename Values::Kind>(Values::quad(sight.v, sight.capacity, place, chunk * 8 + g));
           }
           turn_over(b[half]);

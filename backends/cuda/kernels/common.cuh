@@ -21,6 +21,12 @@ __device__ __forceinline__ u32 two_halves(float low, float high) {
   return (u32)f16_bits(low) | (u32)f16_bits(high) << 16;
 }
 
+// Two numbers as sums of two in f16 each, which keep 22 bits of them: first what is nearest, then the rest.
+__device__ __forceinline__ void split_halves(float low, float high, u32& nearest, u32& rest) {
+  nearest = two_halves(low, high);
+  rest = two_halves(low - f16_value((u16)nearest), high - f16_value((u16)(nearest >> 16)));
+}
+
 __device__ __forceinline__ float bf16_value(u16 bits) { return __uint_as_float((u32)bits << 16); }
 
 // Round to nearest, ties to even; of a NaN whose low bits alone are set, an infinity would be left: none comes here.
@@ -130,7 +136,8 @@ __device__ __forceinline__ float block_reduce(float x, float* partial) {
   return x;
 }
 
-// Where a plane keeps a position: the first `sink` of them stay, the others go round behind those.
+// Where a plane keeps a position: the first `sink` of them stay, the others go round behind those. Positions come as 32
+// bits, and to divide 64 takes many instructions and registers.
 __device__ __forceinline__ i64 place_in_ring(i64 position, i64 capacity, int sink) {
-  return position < sink ? position : (position - sink) % (capacity - sink) + sink;
+  return position < sink ? position : (i64)((u32)(position - sink) % (u32)(capacity - sink)) + sink;
 }

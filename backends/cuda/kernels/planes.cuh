@@ -6,6 +6,8 @@
 template <class Number, int SIZE>
 struct PlainPlane {
   typedef typename Number::stored Stored;
+  static const bool WIDE = sizeof(Stored) == 4;  // whether values have more bits than f16
+  static const int AT_ONCE = 2;                  // loads that tiles have under way: registers limit them
 
   static __device__ __forceinline__ i64 bytes(i64 capacity) { return capacity * SIZE * sizeof(Stored); }
 
@@ -36,6 +38,8 @@ struct PlainPlane {
 template <class Codec, int SIZE>
 struct CodedPlane {
   typedef Codec Kind;
+  static const bool WIDE = false;  // rounding to f16 is far below what codes lose
+  static const int AT_ONCE = 1;
   static const int BITS = Codec::BITS, WIDTH = Codec::WIDTH, SCALES = SIZE / WIDTH;
   // The first bit plane has the high bits: 3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2.
   static const int HIGH = BITS == 3 ? 2 : BITS == 5 || BITS == 6 ? 4 : BITS, LOW = BITS - HIGH;

@@ -22,13 +22,13 @@ struct Floats {
     return found;
   }
 
-  // Sixteen columns times a factor, as f16.
-  __device__ __forceinline__ void halves(int column, float factor, u32 out[8]) const {
+  // Sixteen columns times a factor, as f16, and what that leaves of them.
+  __device__ __forceinline__ void halves(int column, float factor, u32 out[8], u32 rest[8]) const {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const float4 v = four(column + 4 * i);
-      out[2 * i] = two_halves(v.x * factor, v.y * factor);
-      out[2 * i + 1] = two_halves(v.z * factor, v.w * factor);
+      split_halves(v.x * factor, v.y * factor, out[2 * i], rest[2 * i]);
+      split_halves(v.z * factor, v.w * factor, out[2 * i + 1], rest[2 * i + 1]);
     }
   }
 
@@ -56,7 +56,8 @@ struct Floats {
 template <int COLUMNS, int BITS, int BLOCK>
 struct Integers {
   const u8* row;
-  static const int ROW_BYTES = (COLUMNS * (BITS / 8) + 4 * (COLUMNS / BLOCK + COLUMNS / 16) + 15) / 16 * 16;
+  static const int BYTES = BITS / 8;
+  static const int ROW_BYTES = (COLUMNS * BYTES + 4 * (COLUMNS / BLOCK + COLUMNS / 16) + 15) / 16 * 16;
 
   template <bool SIGNED>
   __device__ __forceinline__ float dot(const u32 q[4], int column, float& total) const {
@@ -64,39 +65,21 @@ struct Integers {
     int sum = 0;
     sum = multiply<SIGNED>(q, low, 0);
     if (BITS == 16) sum += 128 * multiply<SIGNED>(q, *(const uint4*)(row + COLUMNS + column), 0);
-    const float* scales = (const float*)(row + COLUMNS * (BITS / 8));
-    const int* sums = (const int*)(scales + COLUMNS / BLOCK);
-    const float scale = scales[column / BLOCK];
-    total = scale * (float)sums[column / 16];
+    const float scale = this->scale(column);
+    total = scale * (float)this->total<16>(column);
     return scale * (float)sum;
   }
 
-  // See `Floats`: a bound of the values is as good as the largest of them.
-  template <int COUNT>
-  __device__ __forceinline__ float most(int side) const {
-    const float* scales = (const float*)(row + COLUMNS * (BITS / 8));
-    float found = 0.0f;
-    for (int i = side; i < COLUMNS / BLOCK; i += 2) found = fmaxf(found, scales[i]);
-    return found * (BITS == 16 ? 16256.0f : 127.0f);
+  // What the integer at a column is multiplied with.
+  __device__ __forceinline__ float scale(int column) const {
+    return ((const float*)(row + COLUMNS * BYTES))[column / BLOCK];
   }
 
-  __device__ __forceinline__ void halves(int column, float factor, u32 out[8]) const {
-    const float scale = ((const float*)(row + COLUMNS * (BITS / 8)))[column / BLOCK] * factor;
-    u32 low[4], high[4];
-    load_line<16>(row + column, low);
-    if (BITS == 16) load_line<16>(row + COLUMNS + column, high);
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-      float v[2];
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        const int shift = (2 * i + j) % 4 * 8;
-        int q = (signed char)(low[i / 2] >> shift);
-        if (BITS == 16) q += 128 * (signed char)(high[i / 2] >> shift);
-        v[j] = (float)q * scale;
-      }
-      out[i] = two_halves(v[0], v[1]);
-    }
+  // The sum of RUN integers from a column on.
+  template <int RUN>
+  __device__ __forceinline__ int total(int column) const {
+    const int* sums = (const int*)(row + COLUMNS * BYTES) + COLUMNS / BLOCK + column / 16;
+    return RUN == 32 ? sums[0] + sums[1] : sums[0];
   }
 
   // Weights below 128 are the same with and without a sign, and those of formats with 8 bits have one.

@@ -83,20 +83,60 @@ __device__ __forceinline__ void top(const float* x, int* ids) {
   }
 }
 
-// Places of COUNT ids below EXPERTS, sorted by id, those of one id in order: a counting sort by one block, of which
-// each thread takes whole experts. `starts`: shared memory, EXPERTS.
-template <int EXPERTS>
-__device__ __forceinline__ void group(const int* ids, const int* rows, int each, int* order, int* starts) {
-  const int count = *rows * each;
-  for (int e = threadIdx.x; e < EXPERTS; e += blockDim.x) {
-    int mine = 0;
-    for (int i = 0; i < count; i++) mine += ids[i] < e;
-    starts[e] = mine;
+// Places of ids below EXPERTS, sorted by id, those of one id in order: a counting sort by one block. Each warp takes
+// ids that follow one another, 32 in a turn, and knows where those of each expert go: behind those of the warps before
+// it, which are behind those of all lesser experts.
+template <int EXPERTS, int WARPS>
+struct GroupShared {
+  int places[WARPS][EXPERTS];
+};
+
+template <int EXPERTS, int WARPS>
+__device__ __forceinline__ void group(
+    const int* ids, const int* rows, int each, int* order, GroupShared<EXPERTS, WARPS>& own) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, count = *rows * each;
+  const int share = (count + 32 * WARPS - 1) / (32 * WARPS) * 32, begin = warp * share;
+  const int end = begin + share < count ? begin + share : count;
+  int* mine = own.places[warp];
+  for (int e = lane; e < EXPERTS; e += 32) mine[e] = 0;
+  __syncwarp();
+  for (int i = begin; i < end; i += 32) {
+    const int id = i + lane < end ? ids[i + lane] : EXPERTS;
+    const u32 same = __match_any_sync(ALL_LANES, id);
+    if (id < EXPERTS && __ffs(same) - 1 == lane) mine[id] += __popc(same);
+    __syncwarp();
   }
-  for (int e = threadIdx.x; e < EXPERTS; e += blockDim.x) {
-    int at = starts[e];
-    for (int i = 0; i < count; i++) {
-      if (ids[i] == e) order[at++] = i;
+  __syncthreads();
+  // How many become the first place of each: sums over lesser experts, then over warps.
+  if (warp == 0) {
+    int before = 0;
+    for (int first = 0; first < EXPERTS; first += 32) {
+      const int e = first + lane;
+      int total = 0;
+#pragma unroll
+      for (int w = 0; w < WARPS; w++) total += e < EXPERTS ? own.places[w][e] : 0;
+      int sum = total;
+#pragma unroll
+      for (int apart = 1; apart < 32; apart *= 2) {
+        const int other = __shfl_up_sync(ALL_LANES, sum, apart);
+        if (lane >= apart) sum += other;
+      }
+      int at = before + sum - total;
+      for (int w = 0; w < WARPS && e < EXPERTS; w++) {
+        const int here = own.places[w][e];
+        own.places[w][e] = at;
+        at += here;
+      }
+      before += __shfl_sync(ALL_LANES, sum, 31);
     }
+  }
+  __syncthreads();
+  for (int i = begin; i < end; i += 32) {
+    const int id = i + lane < end ? ids[i + lane] : EXPERTS;
+    const u32 same = __match_any_sync(ALL_LANES, id);
+    if (id < EXPERTS) order[mine[id] + __popc(same & ((1u << lane) - 1))] = i + lane;
+    __syncwarp();
+    if (id < EXPERTS && __ffs(same) - 1 == lane) mine[id] += __popc(same);
+    __syncwarp();
   }
 }

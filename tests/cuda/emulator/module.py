@@ -6,6 +6,7 @@ import ctypes
 import struct
 from collections.abc import Sequence
 from ctypes import c_char_p, c_uint64, c_void_p
+from pathlib import Path
 
 from . import native, places, source
 from .errors import EmulatorError, KernelFault, UnknownKernel
@@ -28,9 +29,18 @@ class Module:
     """
 
     def __init__(self, code: str, sanitize: str | None = None) -> None:
+        self._load(*source.library(code, sanitize), sanitize)
+
+    @classmethod
+    def compiled(cls, path: Path, sanitize: str | None = None) -> Module:
+        """A module that was compiled before, by its `path`."""
+        made = cls.__new__(cls)
+        made._load(path, path.with_suffix(".kernels").read_text().split(), sanitize)
+        return made
+
+    def _load(self, path: Path, kernels: list[str], sanitize: str | None) -> None:
         self._runtime = native.library()
-        self.path, self.kernels = source.library(code, sanitize)
-        self.sanitize = sanitize
+        self.path, self.kernels, self.sanitize = path, kernels, sanitize
         try:
             self._library = ctypes.CDLL(str(self.path))
         except OSError as error:
