@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+from ..dims import evaluate
 from ..ir import Module
 from ..ops import node
 
@@ -18,7 +19,7 @@ def with_likeliest(module: Module, count: int, hits: Counter[str] | None = None)
     logits = module.outputs[0]
     if not count or logits.op != "fused" or logits["family"] != "linear" or logits.shape[0] != 1:
         return module
-    ids = node("top", logits, k=min(count, logits.shape[-1]))
+    ids = node("top", logits, k=min(count, evaluate(logits.shape[-1], {})))
     if hits is not None:
         hits["likeliest"] += 1
     return replace(module, outputs=(*module.outputs, ids, node("take", logits, ids)))
