@@ -23,11 +23,12 @@ class Weights:
     """Access to a model file's tensors: `stored` gives the bytes of one, uint8[...], in its block format.
 
     The bytes may be a view of a mapped file; an engine keeps the pages it uses. `forget` says that a tensor has
-    been copied whole: its pages may leave the memory.
+    been copied whole: its pages may leave the memory; `scattered`, that of the rest only small parts will be read.
     """
 
     stored: Callable[[str], NDArray[np.uint8]]
     forget: Callable[[str], None] = lambda name: None
+    scattered: Callable[[], None] = lambda: None
 
 
 WEIGHTS = ("packed", "mixed", "mapped")

@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 from briolette.compiler.errors import BrioletteError
 from briolette.compiler.header import Header, TensorInfo
 
+from . import mapping
+
 # Format number -> (name, weights in a block, bytes in a block), from enum ggml_type and the structs of
 # ggml-common.h. A missing number is a format that ggml has removed.
 FORMATS: dict[int, tuple[str, int, int]] = {
@@ -188,12 +190,11 @@ class GgufFile:
 
     def forget(self, name: str) -> None:
         """Lets the system have the pages of a tensor, which has been copied. Reading it again maps them again."""
-        data, start, length = self._places[name]
-        mapped = data.base.obj if isinstance(data.base, memoryview) else data.base
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        whole = (start + length - first) // mmap.PAGESIZE * mmap.PAGESIZE
-        if isinstance(mapped, mmap.mmap) and whole > 0 and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED, first, whole)
+        mapping.forget(*self._places[name])
+
+    def scattered(self) -> None:
+        """Tells the system that small parts of the file are read from now on."""
+        mapping.scattered(data for data, _, _ in self._places.values())
 
 
 def open_gguf(path: str | Path) -> GgufFile:

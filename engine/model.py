@@ -198,7 +198,9 @@ class Model:
 
     @cached_property
     def engine(self) -> Engine:
-        return self.backend.compile(self.source, Weights(self.file.tensor_bytes, self.file.forget), self.options)
+        file = self.file
+        weights = Weights(file.tensor_bytes, file.forget, file.scattered)
+        return self.backend.compile(self.source, weights, self.options)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

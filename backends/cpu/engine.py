@@ -78,6 +78,8 @@ class CpuEngine:
         entries = runtime.address("worker"), runtime.address("start")
         self.team = Team(self.context.ctypes.data, options.threads, *entries, keep=[self.context, runtime])
         weakref.finalize(self, self.team.dismiss)
+        if options.weights == "packed":
+            weights.scattered()
 
     @property
     def vocabulary(self) -> int:

@@ -51,6 +51,9 @@ class Synthetic(GgufFile):
     def forget(self, name: str) -> None:
         """See `GgufFile.forget`: there is no file to read the pages from again."""
 
+    def scattered(self) -> None:
+        """See `GgufFile.scattered`: there is no file that is mapped."""
+
     def vector(self, tensor: TensorInfo) -> NDArray[np.uint8]:
         """A norm or a scale: ones, unless other numbers are known. float32."""
         runs = self.values.get(tensor.name, [(math.prod(tensor.shape), 1.0)])
