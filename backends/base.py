@@ -252,8 +252,8 @@ class Backend(Protocol):
 
     def memory(self, source: Source | Module, cache: str) -> Callable[[Options], Memory]:
         """What an engine with a KV cache of that type will take for generation, by its other options: with several
-        sequences, for steps with tokens of several of them, too. Every token's logits take programs more. Allocates
-        nothing."""
+        sequences, for steps with tokens of several of them, too. Logits of every token need further programs, which
+        are not counted. Allocates nothing."""
         ...
 
 

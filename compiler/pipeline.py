@@ -92,7 +92,8 @@ def optimise(module: Module, form: Form, trace: Trace | None = None, watcher: Wa
 
     def fusing(m: Module, hits: Counter[str], watch: Watch | None) -> Module:
         copied = _watched("copies", m, copies(m, hits), watch)
-        return with_likeliest(_watched("fuse", copied, fuse(copied, hits), watch), form.likeliest, hits)
+        fused = _watched("fuse", copied, fuse(copied, hits), watch)
+        return with_likeliest(fused, form.likeliest, hits)  # outputs more, none of which is another than before
 
     run("bound", binding)
     run("simplified", lambda m, hits, watch: rewrite(m, SIMPLIFY, hits, watch))

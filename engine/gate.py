@@ -18,24 +18,27 @@ from .source import ModelSource
 
 MOST = 0.004  # nats; llama.cpp, whose activations always have 8 bits, loses more on Gemma 3 270M
 EXACT, FAST = PREFILL
-SAMPLES, SAMPLE_BYTES = 32, 256  # of a file's tensors: enough to tell fine-tuned models apart
+SAMPLE = 256  # bytes of each tensor, from its middle, that tell fine-tuned models apart
 
 
 def prefill_of(file: GgufFile, source: ModelSource) -> str:
     """One of `PREFILL`: the way that suits a model where none is asked for."""
     found = look_up(_name(file, source)) if source.key else None
-    return EXACT if found is None or json.loads(found)["mean_kld"] > MOST else FAST
+    return FAST if found is not None and json.loads(found)["mean_kld"] <= MOST else EXACT
 
 
 def remember(file: GgufFile, source: ModelSource, mean_kld: float) -> bool:
-    """Keeps what was measured; whether it could be kept, and will be found again."""
+    """Keeps what was measured; whether it could be kept, and will be found again: not of an architecture that came
+    without a text."""
+    if not source.key:
+        return False
     put(_name(file, source), json.dumps({"mean_kld": mean_kld}).encode())
     return look_up(_name(file, source)) is not None
 
 
 def _name(file: GgufFile, source: ModelSource) -> str:
     digest = hashlib.sha256(f"{code_version()} {source.key} {file.size}".encode())
-    names = sorted(file.header.tensors)
-    for name in names[:: max(1, len(names) // SAMPLES)]:
-        digest.update(file.tensor_bytes(name)[:SAMPLE_BYTES].tobytes())
+    for name in sorted(file.header.tensors):
+        content = file.tensor_bytes(name)
+        digest.update(content[len(content) // 2 :][:SAMPLE].tobytes())
     return f"{digest.hexdigest()}.prefill"

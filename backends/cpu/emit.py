@@ -10,7 +10,7 @@ from llvmlite import ir
 
 from briolette.compiler.codecs import codec_named, is_codec
 from briolette.compiler.dims import Affine, Dim, product
-from briolette.compiler.ir import Node
+from briolette.compiler.ir import Node, users
 from briolette.compiler.ops import inverse_frequencies
 from briolette.compiler.plan import Plan, base, writes_cache
 from briolette.compiler.views import view_of
@@ -381,8 +381,9 @@ class _Program:
 
 
 def riding(plan: Plan) -> dict[Node, Node]:
-    """Each `top` of what a product makes of one row, with a `take` of the same: they are found by its kernel meanwhile,
-    which writes the values themselves only where they are wanted."""
+    """Each `top` of what a product makes of one row, with a `take` of the same, where nothing else reads that: they are
+    found by its kernel meanwhile, which writes the values themselves only where they are wanted."""
+    readers = users(plan.module.roots)
     values = {step.node.args: step.node for step in plan.steps if step.node.op == "take"}
     tops = [step.node for step in plan.steps if step.node.op == "top"]
     return {
@@ -392,7 +393,7 @@ def riding(plan: Plan) -> dict[Node, Node]:
         and made["family"] == "linear"
         and made.shape[0] == 1
         and made in plan.module.outputs
-        and (made, top) in values
+        and set(readers[made]) == {top, values.get((made, top))}
     }
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from briolette.backends.cpu.profile import Profile
 from briolette.compiler.dims import Dim
-from briolette.compiler.ir import Module, Node, topological, users
+from briolette.compiler.ir import Module, Node, users
 from briolette.compiler.ops import attributes, weight_below
 from briolette.compiler.plan import writes_cache
 from briolette.compiler.values import bare, stem
@@ -92,7 +92,8 @@ def grouped(taken: Profile, works: list[Work], repetitions: int) -> tuple[Part, 
     parts: dict[tuple[str, str], Part] = {}
     for index, (step, work) in enumerate(zip(taken.plan.steps, works, strict=True)):
         item = step.node
-        key = block_of(item, module, readers), kernel_name(item)
+        likeliest = item in module.outputs[1:] and item.op in ("top", "take")
+        key = block_of(item, module, readers), "likeliest tokens" if likeliest else kernel_name(item)
         part = parts.setdefault(key, Part(*key))
         part.calls += 1
         part.lines |= {span.line for span in module.origins.get(item, ())}
@@ -129,7 +130,7 @@ def kernel_name(item: Node) -> str:
 
 def _rows(item: Node) -> Iterator[str]:
     """The words for a kernel along rows: what it reads first, where it writes last."""
-    found = [ROWS[at.op] for at in topological([item["block"].result]) if at.op in ROWS]
+    found = [ROWS[at.op] for at in item["block"].order if at.op in ROWS]
     yield from found or ["add and scale"]
     if writes_cache(item) is not None:
         yield "to cache"

@@ -8,7 +8,7 @@ from briolette.compiler.errors import BrioletteError
 from briolette.engine.evaluation.figures import divergence
 from briolette.engine.evaluation.run import Setting, evaluate
 from briolette.engine.evaluation.windows import windows
-from briolette.engine.gate import EXACT, FAST, MOST, remember
+from briolette.engine.gate import EXACT, FAST, MOST, prefill_of, remember
 from briolette.engine.gguf import open_gguf
 from briolette.engine.source import source_of
 from briolette.engine.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ def prefill(path: str, text: str, size: int, count: int, options: dict[str, Any]
         )
     value = divergence(row.found, row.base, len(cut))
     kept = remember(file, source, value.kld.mean)
-    default = FAST if kept and value.kld.mean <= MOST else EXACT
+    default = prefill_of(file, source)
     if as_json:
         told = {"mean_kld": value.kld.mean, "mean_kld_error": value.kld.error, "same_top": value.same_top.mean}
         result_json({"file": str(file.path), "scored": cut.scored, **told, "most": MOST, "default": default})

@@ -97,7 +97,7 @@ def run(
     began = time.perf_counter()
     with busy("reading the model"):
         model = load(path, **options)
-    tell_of_prefill(model.options.prefill, model.options.weights)
+    tell_of_prefill(options["prefill"], model.options.weights)
     seconds = {"open": time.perf_counter() - began}
     prepare(model)
     seconds["compile"] = time.perf_counter() - began - seconds["open"]
@@ -146,7 +146,7 @@ def chat(
         raise BrioletteError("--json is for scripts: give the messages with --message or on standard input")
     with busy("reading the model"):
         model = load(path, **options)
-    tell_of_prefill(model.options.prefill, model.options.weights)
+    tell_of_prefill(options["prefill"], model.options.weights)
     session = Chat(model, system, think, **sampling)  # says what is wrong before anything is compiled
     prepare(model)
     if not asked:

@@ -20,7 +20,7 @@ from tests.test_oracle import CHUNK, CONTEXT, OURS, TOLERANCE, WHOLE, opened
 
 from devices import opened as open_device
 
-# In f16 and integers: models that enlarge rounding errors a hundred times (their bounds above) are left out.
+# Models that enlarge rounding errors a hundred times (their bounds above) are left out.
 STEADY = ("gemma4_plain", "gemma4_moe", "gemma3_scaled", "gemma2_caps", "llama_scaled", "qwen3_tied")
 MOST = 2e-3
 EXACT = 2e-5  # where nothing is rounded but sums
@@ -77,7 +77,7 @@ def prompted(made: cuda.CudaEngine, tokens: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", STEADY)
-def test_in_integers_and_f16(name):
+def test_with_caches_of_f32_and_f16(name):
     """With a cache of f32, as files of f32 have, and one of f16: beside numpy that rounds the same K and V."""
     file, module, answers = opened(name)
     tokens, logits = answers["tokens"], answers["logits"][-3:]

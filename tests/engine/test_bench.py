@@ -231,6 +231,8 @@ def test_every_kernel_of_the_step_is_in_a_part_with_its_lines():
     assert any(name.startswith("attend") and "window" in name for name in kernels)
     assert any(name.startswith("attend") and "all positions" in name for name in kernels)
     assert any("to cache" in name for name in kernels)
+    assert kernels["likeliest tokens"]["calls"] == 2
+    assert not any("experts" in name for name in kernels)
 
 
 def test_the_work_of_all_parts_is_that_of_the_step():

@@ -68,6 +68,38 @@ def test_every_part_is_measured_and_told(tmp_path, monkeypatch):
     assert all(f"]({p.name})" in page for p in (tmp_path / "docs").glob("*.svg"))
 
 
+def test_ratios_are_those_of_the_columns_beside_them(tmp_path):
+    """A peer that is slower while the second engine takes turns with it."""
+    case, decode = Case("prefill", 128), Case("decode", 64)
+    results = [
+        Result("briolette", "f16", 2, case, Work(1, 1, 1), [1.0], 0),
+        Result("llama.cpp", "f16", 2, case, None, [2.0], 0),
+        Result("briolette", "f16", 2, decode, Work(1, 1, 1), [1.0], 0),
+        Result("llama.cpp", "f16", 2, decode, None, [4.0], 0),
+        Result("briolette, fast prefill", "f16", 2, case, Work(1, 1, 1), [0.5], 1),
+        Result("llama.cpp", "f16", 2, case, None, [4.0], 1),
+    ]
+    ceilings = {2: Ceilings(2, read=1e9, integers=64e9, floats=1e9)}
+    found = Measured({"model": {"file": None}}, ceilings, results, peer={"llama.cpp": "1"})
+    text = write(Page(1, 128, 64, models={"some": found}), tmp_path)
+    rows = [
+        line.strip("| ").split(" | ")[3:-2] for line in text.splitlines() if line.startswith(("| prefill", "| dec"))
+    ]
+    assert rows == [
+        [
+            "128.0 (128.0 to 128.0)",
+            "64.0 (64.0 to 64.0)",
+            "**2.00**",
+            "256.0 (256.0 to 256.0)",
+            "32.0 (32.0 to 32.0)",
+            "**8.00**",
+        ],
+        ["64.0 (64.0 to 64.0)", "16.0 (16.0 to 16.0)", "**4.00**", "", "", ""],
+    ]
+    shown = titles(tmp_path / "benchmarks-some.svg")
+    assert sum(title.startswith("llama.cpp, 0:") for title in shown) == 2  # one of a prefill, one of a decode
+
+
 def test_parts_can_be_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "model_files", lambda: [E2B])
     page, found = made(tmp_path, *(word for part in ("models", "layers", "start") for word in ("--without", part)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_what_costs_little_is_the_default(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(gate, "MOST", 1.0)
     assert default(path) == "exact"
     told = json.loads(measured(path, tmp_path, 0, "--json"))
-    assert told["scored"] == 46
+    assert (told["scored"], told["default"]) == (46, "fast")
     assert default(path) == "fast"
     assert default(path, prefill="exact") == "exact"
     assert default(path, backend="reference") == "exact"
@@ -59,14 +60,17 @@ def test_what_costs_little_is_the_default(folder, tmp_path, monkeypatch):
     other = tmp_path / "other.arch"
     other.write_text(files.read(files.shipped()["gemma4"]) + "\n# another text\n")
     assert default(path, spec=other) == "exact"
-    file, content = open_gguf(path), bytearray(path.read_bytes())
-    content[content.index(file.tensor_bytes("blk.0.attn_k.weight")[:64].tobytes())] ^= 1
-    tuned = tmp_path / "tuned.gguf"
-    tuned.write_bytes(content)
-    assert default(tuned) == "exact"
+    file = open_gguf(path)
+    for name in ("blk.0.attn_q.weight", "blk.2.ffn_down.weight"):  # a layer that was tuned
+        content, before = bytearray(path.read_bytes()), file.tensor_bytes(name)
+        where = content.index(before.tobytes())
+        content[where : where + len(before)] = (before ^ 1).tobytes()
+        tuned = tmp_path / "tuned.gguf"
+        tuned.write_bytes(content)
+        assert default(tuned) == "exact", name
 
 
-@pytest.mark.parametrize(("mean", "way"), [(0.0, "fast"), (0.004, "fast"), (0.00401, "exact")])
+@pytest.mark.parametrize(("mean", "way"), [(0.0, "fast"), (0.004, "fast"), (0.00401, "exact"), (math.nan, "exact")])
 def test_the_bound(mean, way, folder):
     file = open_gguf(MODELS / "gemma4_e2b.gguf")
     source = source_of(None, file.header)

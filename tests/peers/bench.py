@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--generate", type=int, default=64)
-    parser.add_argument("--depth", type=numbers, default=[0, 4096, 32000])
+    parser.add_argument("--depth", type=numbers, default=[0, 4096, 16384])
     parser.add_argument("--sequences", type=numbers, default=[1, 2, 4, 8, 16])
     parser.add_argument("--layers", type=numbers, default=[5, 10, 20, 35], help=f"of {SYNTHETIC} with random weights")
     parser.add_argument("--without", choices=PARTS, action="append", default=[], help="leave this part out")

@@ -54,7 +54,9 @@ def write(page: Page, folder: Path) -> str:
         f"a prompt of {page.prompt} tokens, with the last one's logits unless all are asked for; decode is "
         f"{page.generate} tokens one by one; before each, the cache holds as many tokens as `depth` says. The columns "
         "`read` and `multiplied` are shares, of briolette with exact prefill, of what this machine can read and "
-        "multiply at most, measured in the same run; [cli.md](cli.md) says how.",
+        "multiply at most, measured before and after; [cli.md](cli.md) says how. More than 100 % says that other work "
+        "had the machine meanwhile. Behind each of our engines stands the peer as it was in turns with that one, and "
+        "how many `times` as fast ours is.",
         "",
     ]
     pictures: dict[str, list[Panel]] = {}
@@ -110,31 +112,30 @@ def _cell(one: Result, by: float = 1) -> str:
     return f"{one.median / by:.1f} ({min(one.rates) / by:.1f} to {max(one.rates) / by:.1f})"
 
 
-def _engines(found: Measured) -> list[str]:
-    return list(dict.fromkeys(one.subject for one in found.results))
-
-
-def _ratio_heads(found: Measured) -> dict[tuple[str, str], str]:
-    """Columns of ratios, by our engine and the peer."""
-    ours = [engine for engine in _engines(found) if engine not in found.peer]
-    return {(engine, peer): f"{engine} / {peer}" for engine in ours for peer in found.peer}
+def _ours(found: Measured) -> list[str]:
+    """Our engines."""
+    return list(dict.fromkeys(one.subject for one in found.results if one.subject not in found.peer))
 
 
 def _figures(found: Measured, these: Sequence[Result]) -> list[str]:
-    """One case's columns: each engine's speed, ratios, and shares of the ceilings."""
-    by = {one.subject: one for one in these}
-    ratios = {engine: next(iter(found.ratios(one).values()), None) for engine, one in by.items()}
-    told = shares(by[OURS], found.ceilings[by[OURS].threads])
-    return [
-        *(_cell(by[engine]) if engine in by else "" for engine in _engines(found)),
-        *(f"**{ratios[engine]:.2f}**" if ratios.get(engine) else "" for engine, _ in _ratio_heads(found)),
-        f"{told['read_share']:.0%}",
-        f"{told['arithmetic_share']:.0%}",
-    ]
+    """One case's columns: the speed of each of our engines, that of a peer in the same turns, and their ratio; then
+    shares of the ceilings."""
+    cells = []
+    for engine in _ours(found):
+        one = next((one for one in these if one.subject == engine), None)
+        if one is None:  # it would be as the first engine
+            cells += [""] * (len(found.peer) + 2 if found.peer else 1)
+            continue
+        beside = [next(r for r in these if (r.subject, r.turn) == (peer, one.turn)) for peer in found.peer]
+        cells += [_cell(one), *map(_cell, beside), *(f"**{ratio:.2f}**" for ratio in found.ratios(one).values())]
+    ours = next(one for one in these if one.subject == OURS)
+    told = shares(ours, found.ceilings[ours.threads])
+    return [*cells, f"{told['read_share']:.0%}", f"{told['arithmetic_share']:.0%}"]
 
 
 def _heads(found: Measured) -> list[str]:
-    return [*_engines(found), *_ratio_heads(found).values(), "read", "multiplied"]
+    beside = [*found.peer, "times"] if found.peer else []
+    return [*(head for engine in _ours(found) for head in (engine, *beside)), "read", "multiplied"]
 
 
 def _at_most(found: Measured) -> list[str]:
@@ -198,7 +199,7 @@ def _layers(name: str, sizes: Mapping[int, Measured], picture: str) -> list[str]
         "",
         f"Of {name} with random weights in the formats of a Q4_K_M file, with {threads} and an empty cache. Layers of "
         "each kind are left out in proportion, and the head stays whole. `a token` is what a token has to multiply in "
-        "a prefill, and to read in a decode; `of ceiling` is what that comes to, of what this machine can do at most.",
+        "a prefill, and to read in a decode; `of ceiling` is the rate as a share of this machine's ceiling.",
         "",
         *_table(["layers", *heads], rows),
         "",
@@ -234,11 +235,12 @@ def _panel(title: str, label: str, points: Iterable[tuple[int, Result]], each: b
 
 
 def _by_depth_and_threads(found: Measured) -> list[Panel]:
-    """Prefill and decode by depth, with all threads, and by threads at the least depth."""
+    """Prefill and decode by depth, with all threads, and by threads at the least depth; a peer in the first turns."""
     most, least, panels = max(found.ceilings), min(one.case.depth for one in found.results), []
+    results = [one for one in found.results if one.subject not in found.peer or one.turn == 0]
     empty = "empty cache" if least == 0 else f"depth {least:,}"
     for kind in ("prefill", "decode"):
-        these = [one for one in found.results if one.case.kind == kind and one.case.logits == "last"]
+        these = [one for one in results if one.case.kind == kind and one.case.logits == "last"]
         deep = [(one.case.depth, one) for one in these if one.threads == most]
         wide = [(one.threads, one) for one in these if one.case.depth == least]
         panels.append(_panel(f"{kind}, {many(most, 'thread')}", "tokens in the cache", deep))
