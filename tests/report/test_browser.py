@@ -130,13 +130,21 @@ def test_the_form_changes_costs_stages_and_tables(opened):
     assert opened.run("document.querySelector('.of-form[data-form=prefill]').offsetParent !== null")
 
 
+# Comes true when the page scrolls no more: until then, what is clicked at moves away.
+STILL = """new Promise(done => {
+    let last = -1;
+    (function look() { if (scrollY === last) done(true); else { last = scrollY; setTimeout(look, 150); } })();
+})"""
+
+
 def test_the_picture_and_the_charts_lead_to_the_program(opened):
     opened.run("document.querySelector('.stack .part.other').dispatchEvent(new MouseEvent('click', {bubbles: true}))")
     name = opened.run("document.querySelector('.stack .part.other').dataset.block")
     assert opened.run(f"document.querySelector(\".block[data-block='{name}'] > button\").ariaExpanded") == "true"
     op = opened.run("document.querySelector('.times .link').dataset.op")
+    opened.run(STILL)
     opened.click(".times .link")
-    assert opened.run("document.querySelector('.op.held').dataset.op") == op
+    opened.until(f"document.querySelector('.op.held')?.dataset.op === {json.dumps(op)}")
 
 
 def test_the_keyboard_reaches_everything(opened, sharing):
