@@ -23,8 +23,10 @@ SAMPLE = 256  # bytes of each tensor, from its middle, that tell fine-tuned mode
 
 def prefill_of(file: GgufFile, source: ModelSource) -> str:
     """One of `PREFILL`: the way that suits a model where none is asked for."""
-    found = look_up(_name(file, source)) if source.key else None
-    return FAST if found is not None and json.loads(found)["mean_kld"] <= MOST else EXACT
+    measured = _measured(file, source)
+    # Tensors are read only where one of such models was measured: every start comes by here.
+    found = measured.get(_content(file)) if measured else None
+    return FAST if found is not None and found <= MOST else EXACT
 
 
 def remember(file: GgufFile, source: ModelSource, mean_kld: float) -> bool:
@@ -32,13 +34,25 @@ def remember(file: GgufFile, source: ModelSource, mean_kld: float) -> bool:
     without a text."""
     if not source.key:
         return False
-    put(_name(file, source), json.dumps({"mean_kld": mean_kld}).encode())
-    return look_up(_name(file, source)) is not None
+    content = _content(file)
+    put(_name(file, source), json.dumps(_measured(file, source) | {content: mean_kld}).encode())
+    return content in _measured(file, source)
+
+
+def _measured(file: GgufFile, source: ModelSource) -> dict[str, float]:
+    """The mean KLD of each model that has been measured, by its content, of those that differ in nothing else."""
+    found = look_up(_name(file, source)) if source.key else None
+    return {} if found is None else json.loads(found)
 
 
 def _name(file: GgufFile, source: ModelSource) -> str:
-    digest = hashlib.sha256(f"{code_version()} {source.key} {file.size}".encode())
+    return f"{hashlib.sha256(f'{code_version()} {source.key} {file.size}'.encode()).hexdigest()}.prefill"
+
+
+def _content(file: GgufFile) -> str:
+    """A hash of some of each tensor."""
+    digest = hashlib.sha256()
     for name in sorted(file.header.tensors):
         content = file.tensor_bytes(name)
         digest.update(content[len(content) // 2 :][:SAMPLE].tobytes())
-    return f"{digest.hexdigest()}.prefill"
+    return digest.hexdigest()

@@ -79,6 +79,26 @@ def test_the_bound(mean, way, folder):
     assert gate.prefill_of(file, source) == way
 
 
+def test_no_tensor_is_read_where_nothing_was_measured(folder, monkeypatch):
+    """Every start asks; pages of all tensors are not to be fetched for it."""
+    file = open_gguf(MODELS / "gemma4_e2b.gguf")
+    source = source_of(None, file.header)
+    monkeypatch.setattr(type(file), "tensor_bytes", lambda self, name: pytest.fail(f"{name} was read"))
+    assert gate.prefill_of(file, source) == "exact"
+
+
+def test_models_that_differ_in_content_alone_are_remembered_apart(folder, monkeypatch):
+    file = open_gguf(MODELS / "gemma4_e2b.gguf")
+    source, read = source_of(None, file.header), type(file).tensor_bytes
+    assert gate.remember(file, source, 0.0)
+    monkeypatch.setattr(type(file), "tensor_bytes", lambda self, name: read(self, name) ^ 1)
+    assert gate.prefill_of(file, source) == "exact"
+    assert gate.remember(file, source, 0.5)
+    assert gate.prefill_of(file, source) == "exact"
+    monkeypatch.setattr(type(file), "tensor_bytes", read)
+    assert gate.prefill_of(file, source) == "fast"
+
+
 @integers
 def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     blocked = tmp_path / "blocked"
