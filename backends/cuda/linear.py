@@ -10,7 +10,7 @@ from __future__ import annotations
 from math import gcd
 
 from briolette.compiler.dims import Affine, Dim
-from briolette.compiler.ir import Block, Node, topological
+from briolette.compiler.ir import Block, Node
 from briolette.compiler.ops import attributes
 from briolette.compiler.plan import base, quantises
 from briolette.compiler.views import view_of
@@ -39,7 +39,7 @@ class _Products:
         self.item, self.places = item, places
         self.block: Block = item["block"]
         self.root = self.block.result
-        self.products = [n for n in topological([self.root]) if n.op in PRODUCTS]
+        self.products = [n for n in self.block.order if n.op in PRODUCTS]
         first = self.products[0]
         self.x, self.ids = first.args[0], (first.args[2] if first.op == "expert_linear" else None)
         self.columns, self.outputs = known(self.x.shape[-1]), known(self.root.shape[-1])

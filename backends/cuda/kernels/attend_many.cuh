@@ -113,34 +113,19 @@ struct AttendTiles {
     if (WIDE) *(u32*)(own.v[PARTS - 1] + at * P_STRIDE + p) = rest;
   }
 
-  // The part of a tile of 16 rows, of a matrix of f16 in shared memory, that this thread has in a product.
-  template <int STRIDE>
-  static __device__ __forceinline__ void left(const u16* matrix, int row, int column, u32 a[4]) {
-    const u16* at = matrix + (row + threadIdx.x % 32 / 4) * STRIDE + column + threadIdx.x % 4 * 2;
-    a[0] = *(const u32*)at, a[1] = *(const u32*)(at + 8 * STRIDE);
-    a[2] = *(const u32*)(at + 8), a[3] = *(const u32*)(at + 8 * STRIDE + 8);
-  }
-
-  // The same of a tile of 8 columns, which lie as rows do.
-  template <int STRIDE>
-  static __device__ __forceinline__ void right(const u16* matrix, int row, int column, u32 b[2]) {
-    const u16* at = matrix + (row + threadIdx.x % 32 / 4) * STRIDE + column + threadIdx.x % 4 * 2;
-    b[0] = *(const u32*)at, b[1] = *(const u32*)(at + 8);
-  }
-
   // Each warp one tile of 16 rows by 8 positions, over the dimensions that are there.
   __device__ __forceinline__ void multiply(int from, Shared& own, float c[4], float rest[4]) {
     const int m = threadIdx.x / 32 / 4 * 16, n = threadIdx.x / 32 % 4 * 8;
     const int stop = DEPTH - from < K_DEPTH ? DEPTH - from : K_DEPTH;
     for (int d = 0; d < stop; d += 16) {
       u32 a[4], a_rest[4], b[2];
-      left<Q_STRIDE>(own.q[0], m, from + d, a);
-      left<Q_STRIDE>(own.q[1], m, from + d, a_rest);
-      right<K_STRIDE>(own.k[0], n, d, b);
+      tile_left<Q_STRIDE>(own.q[0], m, from + d, a);
+      tile_left<Q_STRIDE>(own.q[1], m, from + d, a_rest);
+      tile_right<K_STRIDE>(own.k[0], n, d, b);
       mma_16_8_16(c, a, b);
       mma_16_8_16(rest, a_rest, b);
       if (WIDE) {
-        right<K_STRIDE>(own.k[PARTS - 1], n, d, b);
+        tile_right<K_STRIDE>(own.k[PARTS - 1], n, d, b);
         mma_16_8_16(rest, a, b);
       }
     }
@@ -195,15 +180,15 @@ struct AttendTiles {
       u32 a[2][4], a_rest[2][4];
 #pragma unroll
       for (int m = 0; m < 2; m++) {
-        left<P_STRIDE>(own.weights[0], m * 16, p, a[m]);
-        left<P_STRIDE>(own.weights[1], m * 16, p, a_rest[m]);
+        tile_left<P_STRIDE>(own.weights[0], m * 16, p, a[m]);
+        tile_left<P_STRIDE>(own.weights[1], m * 16, p, a_rest[m]);
       }
 #pragma unroll
       for (int n = first; n < first + V_WIDTH / 64 && n < N_TILES; n++) {
         const int row = (n - first) * 64 + warp * 8;
         u32 b[2], b_rest[2];
-        right<P_STRIDE>(own.v[0], row, p, b);
-        if (WIDE) right<P_STRIDE>(own.v[PARTS - 1], row, p, b_rest);
+        tile_right<P_STRIDE>(own.v[0], row, p, b);
+        if (WIDE) tile_right<P_STRIDE>(own.v[PARTS - 1], row, p, b_rest);
 #pragma unroll
         for (int m = 0; m < 2; m++) {
           mma_16_8_16(sums[m][n], a[m], b);

@@ -36,15 +36,15 @@ struct Tiles {
     for (int i = 0; i < Shape::PRODUCTS * M_TILES * N_TILES * 4; i++) (&sums[0][0][0][0])[i] = 0.0f;
   }
 
-  // The first of this thread's rows in a tile of its warp, and of its columns; where weights of a column lie.
-  static __device__ __forceinline__ int first_row(int m) {
-    return threadIdx.x / 64 * 32 + m * 16 + threadIdx.x % 32 / 4;
-  }
+  // The first row of a tile of its warp; the first of this thread's rows in it, and of its columns; the first of the
+  // rows of weights that a tile's columns are.
+  static __device__ __forceinline__ int tile_row(int m) { return threadIdx.x / 64 * 32 + m * 16; }
+  static __device__ __forceinline__ int first_row(int m) { return tile_row(m) + threadIdx.x % 32 / 4; }
   static __device__ __forceinline__ int first_column(int n) {
     return threadIdx.x / 32 % 2 * (Shape::WIDTH / 2) + n * 8 + threadIdx.x % 4 * 2;
   }
   static __device__ __forceinline__ int weight_row(int p, int n) {
-    return p * Shape::WIDTH + threadIdx.x / 32 % 2 * (Shape::WIDTH / 2) + n * 8 + threadIdx.x % 32 / 4;
+    return p * Shape::WIDTH + threadIdx.x / 32 % 2 * (Shape::WIDTH / 2) + n * 8;
   }
 
   // `body(row, column, m, n, i)` for each sum that this thread holds: sums[product][m][n][i].
@@ -107,18 +107,14 @@ struct Gemm : Tiles<Shape> {
 #pragma unroll
         for (int part = 0; part < 2; part++) {
 #pragma unroll
-          for (int m = 0; m < T::M_TILES; m++) {
-            const u16* at = own.x[part] + T::first_row(m) * STRIDE + k + threadIdx.x % 4 * 2;
-            a[part][m][0] = *(const u32*)at, a[part][m][1] = *(const u32*)(at + 8 * STRIDE);
-            a[part][m][2] = *(const u32*)(at + 8), a[part][m][3] = *(const u32*)(at + 8 * STRIDE + 8);
-          }
+          for (int m = 0; m < T::M_TILES; m++) tile_left<STRIDE>(own.x[part], T::tile_row(m), k, a[part][m]);
         }
 #pragma unroll
         for (int p = 0; p < Shape::PRODUCTS; p++) {
 #pragma unroll
           for (int n = 0; n < T::N_TILES; n++) {
-            const u16* at = own.w + T::weight_row(p, n) * STRIDE + k + threadIdx.x % 4 * 2;
-            const u32 b[2] = {*(const u32*)at, *(const u32*)(at + 8)};
+            u32 b[2];
+            tile_right<STRIDE>(own.w, T::weight_row(p, n), k, b);
 #pragma unroll
             for (int m = 0; m < T::M_TILES; m++) {
               mma_16_8_16(this->sums[p][m][n], a[0][m], b);

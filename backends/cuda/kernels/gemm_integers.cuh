@@ -79,11 +79,7 @@ struct GemmIntegers : Tiles<Shape> {
 #pragma unroll
     for (int m = 0; m < T::M_TILES; m++) {
 #pragma unroll
-      for (int part = 0; part < PARTS; part++) {
-        const u8* at = own.x[part] + T::first_row(m) * STRIDE + k + threadIdx.x % 4 * 4;
-        a[part][m][0] = *(const u32*)at, a[part][m][1] = *(const u32*)(at + 8 * STRIDE);
-        a[part][m][2] = *(const u32*)(at + 16), a[part][m][3] = *(const u32*)(at + 8 * STRIDE + 16);
-      }
+      for (int part = 0; part < PARTS; part++) tile_left<STRIDE>(own.x[part], T::tile_row(m), k, a[part][m]);
 #pragma unroll
       for (int i = 0; i < 2; i++) step[m][i] = own.steps[k / 32][T::first_row(m) + 8 * i];
     }
@@ -94,8 +90,8 @@ struct GemmIntegers : Tiles<Shape> {
       for (int p = 0; p < Shape::PRODUCTS; p++) {
 #pragma unroll
         for (int n = 0; n < T::N_TILES; n++) {
-          const u8* at = own.w + T::weight_row(p, n) * STRIDE + k + threadIdx.x % 4 * 4;
-          const u32 b[2] = {*(const u32*)at, *(const u32*)(at + 16)};
+          u32 b[2];
+          tile_right<STRIDE>(own.w, T::weight_row(p, n), k, b);
           const int column = p * Shape::WIDTH + T::first_column(n);
           const float2 scale = *(const float2*)(own.scales[run] + column);
           float2 offset = make_float2(0.0f, 0.0f);

@@ -34,3 +34,20 @@ __device__ __forceinline__ void mma_16_8_half(int c[4], u32 upper, u32 lower, u3
       : "r"(upper), "r"(lower), "r"(b));
 #endif
 }
+
+// What this thread has of the left side of a product: of a tile of 16 rows of 32 bytes, from a row and a column of a
+// matrix in shared memory on.
+template <int STRIDE, class Element>
+__device__ __forceinline__ void tile_left(const Element* matrix, int row, int column, u32 a[4]) {
+  const int below = 8 * STRIDE * sizeof(Element);
+  const u8* at = (const u8*)(matrix + (row + threadIdx.x % 32 / 4) * STRIDE + column) + threadIdx.x % 4 * 4;
+  a[0] = *(const u32*)at, a[1] = *(const u32*)(at + below);
+  a[2] = *(const u32*)(at + 16), a[3] = *(const u32*)(at + below + 16);
+}
+
+// The same of the right side: of a tile of 8 columns, which lie as rows do.
+template <int STRIDE, class Element>
+__device__ __forceinline__ void tile_right(const Element* matrix, int row, int column, u32 b[2]) {
+  const u8* at = (const u8*)(matrix + (row + threadIdx.x % 32 / 4) * STRIDE + column) + threadIdx.x % 4 * 4;
+  b[0] = *(const u32*)at, b[1] = *(const u32*)(at + 16);
+}
