@@ -150,8 +150,8 @@ def quantises(item: Node) -> Node:
 
 
 def quantised_bytes(columns: int, bits: int, block: int) -> int:
-    """A quantised row: its integers, a scale for each block, and the sums of 32 and of 16 of them."""
-    return columns * bits // 8 + 4 * (columns // block + columns // 32 + columns // 16)
+    """A quantised row: its integers, a scale for each block, and of 32 and of 16 of them two numbers each."""
+    return columns * bits // 8 + 4 * (columns // block + 2 * (columns // 32 + columns // 16))
 
 
 def _alive(placed: list[Buffer], first: int, last: int) -> Iterator[Buffer]:

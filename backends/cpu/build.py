@@ -210,6 +210,15 @@ class Build:
     def store(self, value: Value, ptr: Value, offset: int | Value = 0, align: int = 1) -> None:
         self.ir.store(value, self.at(ptr, offset), align=align)
 
+    def clear(self, ptr: Value, size: Value) -> None:
+        """Sets so many bytes to zero."""
+        args = [ptr, ir.Constant(I8, 0), size, ir.Constant(I1, 0)]
+        types = [PTR, I8, I64, I1]
+        function = self.module.globals.get("llvm.memset.p0.i64")
+        if function is None:
+            function = ir.Function(self.module, ir.FunctionType(VOID, types), "llvm.memset.p0.i64")
+        self.ir.call(function, args)
+
     def scratch(self, ty: ir.Type, *key: object) -> Value:
         """Room for one `ty` on the function's stack, 64-aligned; the same room for the same key."""
         slot = (self.ir.function.name, ty, *key)

@@ -20,6 +20,7 @@ from .build import I64, PTR, VOID, Build, Target, Value
 from .context import FIELDS, OF_OTHERS
 from .describe import in_order, kernel_key, linear_spec, quantised, row_shape, row_stride, rows_spec, tiling
 from .kernels import (
+    activations,
     attend,
     attend_many,
     attend_one,
@@ -273,9 +274,9 @@ class _Program:
 
     def quantize(self, item: Node) -> None:
         (x,) = item.args
-        spec = packed.Quantize(*tiling(item))
+        spec = activations.Quantize(*tiling(item))
         function = self.emitter.kernel(
-            "quantize", f"{spec}", lambda name: packed.emit_quantize(self.module, self.target, name, spec)
+            "quantize", f"{spec}", lambda name: activations.emit_quantize(self.module, self.target, name, spec)
         )
         sizes = (self.size(product(item.shape[:-1])), self.size(x.shape[-1]), self.b.i64(view_of(x).row_stride()))
         self.call(function, self.pointer(x), self.pointer(item), *sizes, self.tid, self.fields["threads"])

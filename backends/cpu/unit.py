@@ -6,9 +6,25 @@ from collections.abc import Callable
 
 from briolette.compiler.tiles import TILE
 
+from ..formats import Format
 from .build import F32, I16, I32, Build, Value
 from .packing import AHEAD, LINE, WORD, Packing
 from .quads import BYTES, emit_lookup
+
+
+def bias_of(format: Format) -> int:
+    """What has to be taken off the unsigned bytes that weights become."""
+    packed = format.quants
+    assert packed is not None
+    return 128 if packed.table or format[packed.low].bits == 8 else packed.bias
+
+
+def bits_of(format: Format) -> int:
+    """Of the unsigned bytes that weights become."""
+    packed = format.quants
+    assert packed is not None
+    low = format[packed.low]
+    return 8 if packed.table else low.bits + (format[packed.high].bits if packed.high else 0)
 
 
 class Unit:
@@ -27,9 +43,12 @@ class Unit:
     @property
     def bias(self) -> int:
         """What has to be taken off the bytes that `weights` gives."""
-        packed = self.format.quants
-        assert packed is not None
-        return 128 if packed.table or self.format[packed.low].bits == 8 else packed.bias
+        return bias_of(self.format)
+
+    @property
+    def bits(self) -> int:
+        """Of the bytes that `weights` gives."""
+        return bits_of(self.format)
 
     def weights(self, block: int, element: int) -> Value:
         """Four consecutive weights of each row as unsigned bytes in an i32."""

@@ -16,7 +16,7 @@ from ..dims import evaluate
 from ..ir import Node
 from ..ops import attributes, node, with_args
 from ..rewrite import Match, Rule, op, rule
-from ..tiles import BLOCK, BLOCKS, TILE
+from ..tiles import BLOCKS, SHARING, TILE
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ def _product(item: Node, how: Integers, tile: int) -> Node | None:
 
 
 def _block(x: Node, bits: int) -> int:
-    """How many activations share a scale. With 16 bits the largest that rows are made of: fewer scales are less work,
-    and a small value beside a large one keeps bits enough. With 8 it would not."""
+    """How many activations share a scale: fewer scales are less work, but a small value beside a large one keeps few
+    bits. With 16 bits these are enough whatever the block."""
     columns = evaluate(x.shape[-1], {})
-    return max(n for n in BLOCKS if columns % n == 0) if bits == 16 else BLOCK
+    return max(n for n in BLOCKS if columns % n == 0 and n <= SHARING[bits])
 
 
 def _as_stored(w: Node, formats: Mapping[str, int]) -> Node | None:

@@ -35,7 +35,7 @@ from briolette.compiler.rewrite import rewrite
 from briolette.compiler.rules.integers import Integers, products
 from briolette.compiler.text import parse_module, print_module
 
-BOUND = 1e-6
+BOUND = {16: 1e-6, 8: 5e-5}  # by bits of activations: sums of 8 begin at 1.5 * 2^23, which takes bits from them
 PACKING = Options(context=64, weights="packed")
 MACHINES = FEW | {name: RUNNABLE[name] for name in ("avx2", "8 lanes") if name in RUNNABLE}
 
@@ -72,7 +72,7 @@ def test_every_format(format, machine):
         p = Program(seed=rows)
         y = node("linear", p.input("x", rows, 1024), p.weight("w", 48, 1024, format=format))
         found = p.run(y, rows, threads=2, target=target, weights="packed", prefill=prefill)
-        assert np.all(np.abs(found - quantised(p, y, rows, bits)) <= BOUND * size(p, "x", "w", rows))
+        assert np.all(np.abs(found - quantised(p, y, rows, bits)) <= BOUND[bits] * size(p, "x", "w", rows))
         assert np.linalg.norm(found - p.exact(y, rows)) <= 2.0**-bits * 8 * np.linalg.norm(found)
 
 
@@ -89,7 +89,7 @@ def test_any_size_and_any_number_of_threads(format, rows, tiles, units, threads)
     columns = PACKED[format] * units
     y = node("linear", p.input("x", rows, columns), p.weight("w", TILE * tiles, columns, format=format))
     found = p.run(y, rows, threads=threads, weights="packed")
-    assert np.all(np.abs(found - quantised(p, y, rows)) <= BOUND * size(p, "x", "w", rows) + 1e-30)
+    assert np.all(np.abs(found - quantised(p, y, rows)) <= BOUND[16] * size(p, "x", "w", rows) + 1e-30)
 
 
 @pytest.mark.parametrize("rows", [1, 14])
@@ -143,7 +143,7 @@ def test_experts_take_their_tokens_together(format, rows, units, experts, used, 
     sizes = node("reshape", node("expert_linear", *(absolute(p, n) for n in (x, w)), ids), shape=y.shape)
     found = p.run(y, rows, threads, weights="packed", prefill=prefill)
     bits = 16 if prefill == "exact" else 8
-    assert np.all(np.abs(found - quantised(p, y, rows, bits)) <= BOUND * p.exact(sizes, rows))
+    assert np.all(np.abs(found - quantised(p, y, rows, bits)) <= BOUND[bits] * p.exact(sizes, rows))
 
 
 def absolute(p: Program, item: Node) -> Node:
@@ -161,7 +161,7 @@ def test_experts_on_every_machine(target):
     product = node("expert_linear", p.input("x", 20, 64), p.weight("w", 3, 32, 64, format="q5_0"), ids)
     y = node("reshape", product, shape=(T, 64))
     found, wanted = p.run(y, 20, 2, target=target, weights="packed"), quantised(p, y, 20)
-    assert np.linalg.norm(found - wanted) <= BOUND * np.linalg.norm(wanted)
+    assert np.linalg.norm(found - wanted) <= BOUND[16] * np.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize("rows", [1, 13])

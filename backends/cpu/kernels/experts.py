@@ -12,7 +12,6 @@ from collections.abc import Callable
 from llvmlite import ir
 
 from briolette.compiler.plan import quantised_bytes
-from briolette.compiler.tiles import TILE
 
 from ..build import I32, I64, PTR, VOID, Build, Target, Value
 from . import quotient_up, smaller, split
@@ -74,16 +73,10 @@ class _Grouped(PackedProducts):
         tiles = quotient_up(b, count, b.i64(ROWS))
         b.loop(0, tiles, 1, [], lambda t, _: self.gather(t, start, count))
 
-        def column(n: Value, _: list[Value]) -> None:
-            def tile(t: Value, _: list[Value]) -> None:
-                before = b.mul(t, ROWS)
-                x, left = self.planes.tile(self.scratch, t), b.sub(count, before)
-                size = smaller(b, left, b.i64(ROWS))
-                self.one(n, x, weights, size, lambda r: self.pair(b.add(b.add(start, before), r)))
+        def strip(n: Value, _: list[Value]) -> None:
+            self.strip(n, self.scratch, weights, count, lambda r: self.pair(b.add(start, r)))
 
-            b.loop(0, tiles, 1, [], tile)
-
-        b.loop(0, self.spec.outputs // TILE, 1, [], column)
+        b.loop(0, self.strips, 1, [], strip)
 
     def gather(self, tile: Value, start: Value, count: Value) -> None:
         """The quantised rows of a tile, side by side word by word; rows beyond the last repeat it."""

@@ -8,12 +8,7 @@ What is scarce is the multiplier, which integer and float products share: conver
 it. So a group of weights costs its integer products and one float product with its scale (another where it has an
 offset), and the activations' scale is applied once a block.
 
-Activations lie in tiles, all rows of a tile side by side word by word:
-
-    [K/4][rows] four int8 | [K/block][rows] f32 scale | [K/32][rows] i32 sum | [K/16][rows] i32 sum
-
-where a sum is of the integers in 32 or 16 columns, negated, because what it is for is mostly to take a bias off.
-Activations of 16 bits are 128 a + b of two int8, and the plane of b follows that of a.
+Many rows are multiplied by panels of weights made into bytes once, where the processor has the registers for it.
 """
 
 from __future__ import annotations
@@ -26,137 +21,20 @@ from functools import reduce
 from llvmlite import ir
 
 from briolette.compiler.ir import Node
-from briolette.compiler.plan import quantised_bytes
-from briolette.compiler.tiles import BLOCK, LEAST, LEVELS, TILE
+from briolette.compiler.tiles import BLOCK, TILE
 
 from ..build import F32, I8, I32, I64, PTR, VOID, Build, Target, Value
 from ..packing import LINE, Packing, packing
 from ..quads import emit_dot4
 from ..unit import Unit
 from . import quotient_up, smaller, split
+from .activations import Planes
 from .linear import Linear, Products
+from .panel import WIDTH, Panel, emit_multiply, emit_unpack, panelled
 
 ROWS = 8  # rows of activations multiplied at a time: more are no faster, and make more code
+TOGETHER = 32 * ROWS  # rows whose activations are multiplied with all weights before the next: they stay in L2
 FEW = 2  # the same of a small batch: weights come from memory as fast as for one row
-
-
-@dataclass(frozen=True)
-class Quantize:
-    """Rows of floats into tiles of `tile` rows of integers of `bits`, of which `block` share a scale."""
-
-    tile: int
-    bits: int
-    block: int
-
-
-def emit_quantize(module: ir.Module, target: Target, name: str, spec: Quantize) -> ir.Function:
-    """`void f(ptr x, ptr out, i64 rows, i64 columns, i64 stride, i64 tid, i64 threads)`: rows of x are `stride` floats
-    apart; rows beyond the last repeat it."""
-    function = ir.Function(module, ir.FunctionType(VOID, [PTR, PTR, *[I64] * 5]), name)
-    function.linkage = "internal"
-    b = Build(ir.IRBuilder(function.append_basic_block("entry")), target)
-    x, out, rows, columns, stride, tid, threads = function.args
-    tile, blocks = spec.tile, b.ir.udiv(columns, b.i64(spec.block))
-    tiles = quotient_up(b, rows, b.i64(tile))
-    first, last = split(b, b.mul(tiles, blocks), tid, threads)
-    planes = Planes(b, columns, tile, spec.bits, spec.block)
-
-    def block(index: Value, _: list[Value]) -> None:
-        t, k = b.ir.udiv(index, blocks), b.ir.urem(index, blocks)
-        to = planes.tile(out, t)
-
-        def row(r: Value, _: list[Value]) -> None:
-            at = smaller(b, b.add(b.mul(t, tile), r), b.sub(rows, 1))
-            source = b.at(x, b.mul(b.add(b.mul(at, stride), b.mul(k, spec.block)), 4))
-            _quantize_block(b, source, planes.moved(to, r), planes, k)
-
-        b.loop(0, tile, 1, [], row)
-
-    b.loop(first, last, 1, [], block)
-    b.ir.ret_void()
-    return function
-
-
-def _quantize_block(b: Build, source: Value, to: Value, planes: Planes, k: Value) -> None:
-    """The floats of block k to where one row of a tile keeps its part of them."""
-
-    def larger(at: Value, most: list[Value]) -> list[Value]:
-        v = b.load(source, b.vec(F32, 16), b.mul(at, 4))
-        return [b.max(most[0], b.intrinsic("llvm.fabs", v.type, [v], over=[v.type]))]
-
-    (most,) = b.loop(0, planes.block, 16, [b.zeros(16)], larger)
-    scale = b.div(b.reduce_max(most), float(LEVELS[planes.bits]))
-    some = b.ir.fcmp_ordered(">", scale, b.f32(LEAST))
-    inverse = b.splat(b.ir.select(some, b.div(b.f32(1.0), scale), b.f32(0.0)), 16)
-    b.store(scale, to, planes.scale(k), align=4)
-
-    def part(at: Value, _: list[Value]) -> None:
-        """32 of them."""
-        start = b.add(b.mul(k, planes.block), at)
-        sums = []
-        for half in range(2):
-            q = _rounded(b, b.mul(b.load(source, b.vec(F32, 16), b.mul(b.add(at, 16 * half), 4)), inverse))
-            parts = [q]
-            if planes.bits == 16:
-                high = _rounded(b, b.mul(q, 1 / 128))
-                parts = [high, b.sub(q, b.mul(high, 128.0))]
-            for plane, values in enumerate(parts):
-                narrow = b.ir.trunc(b.ir.fptosi(values, b.vec(I32, 16)), b.vec(I8, 16))
-                words = b.bits(narrow, b.vec(I32, 4))
-                for word in range(4):
-                    place = planes.word(b.add(b.ir.lshr(start, b.i64(2)), 4 * half + word))
-                    lane = b.ir.extract_element(words, b.i32(word))
-                    b.store(lane, to, b.add(place, planes.integers(plane)), align=4)
-            sums.append(b.ir.fptosi(b.neg(b.reduce_add(q)), I32))  # exact: less than 2^24
-            b.store(sums[half], to, planes.small_sum(b.add(b.ir.lshr(start, b.i64(4)), half)), align=4)
-        b.store(b.add(*sums), to, planes.sum(b.ir.lshr(start, b.i64(5))), align=4)
-
-    b.loop(0, planes.block, BLOCK, [], part)
-
-
-def _rounded(b: Build, value: Value) -> Value:
-    """The nearest integer, ties to even, of numbers below 2^22: adding and taking away 1.5 * 2^23 rounds."""
-    return b.sub(b.add(value, 12582912.0), 12582912.0)
-
-
-class Planes:
-    """Where things lie in a tile of `rows` rows of `columns` activations of `bits`, in bytes; `block` share a scale."""
-
-    def __init__(self, b: Build, columns: int | Value, rows: int, bits: int, block: int):
-        self.b, self.columns, self.rows, self.bits, self.block = b, columns, rows, bits, block
-        # Where scales, sums and small sums begin, in 256ths of a byte for each activation.
-        scales = 32 * bits
-        sums = scales + 1024 // block
-        self.starts = [self.part(start) for start in (scales, sums, sums + 1024 // BLOCK)]
-        self.bytes = self.part(quantised_bytes(256, bits, block))
-
-    def integers(self, plane: int) -> int | Value:
-        """Where the integers' first or second byte begins."""
-        return self.part(256 * plane)
-
-    def part(self, share: int) -> int | Value:
-        """So many 256ths of a byte for each activation of the tile."""
-        if isinstance(self.columns, int):
-            return self.rows * self.columns * share // 256
-        return self.b.ir.lshr(self.b.mul(self.columns, self.rows * share), self.b.i64(8))
-
-    def tile(self, start: Value, index: Value) -> Value:
-        return self.b.at(start, self.b.mul(index, self.bytes))
-
-    def moved(self, start: Value, row: Value) -> Value:
-        return self.b.at(start, self.b.mul(row, 4))
-
-    def word(self, index: Value) -> Value:
-        return self.b.mul(index, 4 * self.rows)
-
-    def scale(self, block: Value) -> Value:
-        return self.b.add(self.word(block), self.starts[0])
-
-    def sum(self, block: Value) -> Value:
-        return self.b.add(self.word(block), self.starts[1])
-
-    def small_sum(self, half: Value) -> Value:
-        return self.b.add(self.word(half), self.starts[2])
 
 
 def emit_inner(module: ir.Module, target: Target, how: Packing, rows: int, bits: int, block: int) -> ir.Function:
@@ -173,7 +51,8 @@ def emit_inner(module: ir.Module, target: Target, how: Packing, rows: int, bits:
     b = Build(ir.IRBuilder(function.append_basic_block("entry")), target)
     weights, units, x, columns, out = function.args
     planes = Planes(b, columns, rows, bits, block)
-    starts = [b.at(x, start) for start in planes.starts]
+    group = how.format.group
+    parts_of = [b.at(x, start) for start in (planes.scales, planes.sums(group), planes.starts(group))]
     bytes_of = [b.at(x, planes.integers(plane)) for plane in range(bits // 8)]
     step = how.elements // how.turns
     together = max(1, block // step)  # turns that share the activations' scale
@@ -182,11 +61,11 @@ def emit_inner(module: ir.Module, target: Target, how: Packing, rows: int, bits:
         """The activations of a turn."""
         before = b.mul(index, step * rows)  # elements
         words = tuple(b.at(plane, before) for plane in bytes_of)
-        scales, sums, small = (
-            b.at(start, b.ir.lshr(before, b.i64((size // 4).bit_length() - 1)))
-            for start, size in zip(starts, (block, BLOCK, BLOCK // 2), strict=True)
+        scales, sums, starts = (
+            b.at(part, b.ir.lshr(before, b.i64((size // 4).bit_length() - 1)))
+            for part, size in zip(parts_of, (block, group, group), strict=True)
         )
-        return Lanes(b, rows, block, words, scales, sums, small)
+        return Lanes(b, rows, block, group, planes.base, words, scales, sums, starts)
 
     def turn(index: Value) -> Unit:
         """The weights of a turn."""
@@ -217,19 +96,28 @@ class Lanes:
     b: Build
     rows: int
     block: int
+    group: int
+    base: int  # what starts are larger by
     words: tuple[Value, ...]  # the integers, a byte each
     scales: Value
     sums: Value
-    small: Value
+    starts: Value
 
     def word(self, plane: int, element: int, row: int) -> Value:
         """Four int8 from an element on."""
         return self.all_lanes(self.words[plane], I32, element * self.rows + 4 * row)
 
-    def less(self, element: int, count: int, row: int) -> Value:
-        """i32: the sum of 16 or 32 integers from an element on, negated."""
-        plane = self.sums if count == BLOCK else self.small
-        return self.all_lanes(plane, I32, 4 * (element // count * self.rows + row))
+    def less(self, element: int, row: int) -> Value:
+        """f32: the sum of a group of integers from an element on, negated."""
+        return self.all_lanes(self.sums, F32, 4 * (element // self.group * self.rows + row))
+
+    def start(self, element: int, bias: int, row: int) -> Value:
+        """i32: the same times the weights' bias."""
+        found = self.all_lanes(self.starts, I32, 4 * (element // self.group * self.rows + row))
+        if self.base:
+            found = self.b.sub(found, self.base)
+        down = 8 - bias.bit_length()
+        return self.b.ir.ashr(found, self.b.const(found.type, down)) if down else found
 
     def scaled(self, element: int, parts: list[Value], totals: list[Value]) -> list[Value]:
         """Totals of all rows with the sums of a block added."""
@@ -277,7 +165,7 @@ class _Sums:
             # Rows side by side, because a product waits for the one before it of the same row.
             for plane in range(len(x.words)):
                 for row, parts in enumerate(sums[group]):
-                    parts[plane] = emit_dot4(self.b, parts[plane], quad, x.word(plane, at, row), _bits(self.unit))
+                    parts[plane] = emit_dot4(self.b, parts[plane], quad, x.word(plane, at, row), self.unit.bits)
             left[group] -= 1
             if not left[group]:
                 self.group(block, group, sums.pop(group))
@@ -287,7 +175,7 @@ class _Sums:
         """What the sums of a group begin with, by plane: what the weights' bias adds to them is taken off."""
         b, bias = self.b, self.unit.bias
         nothing = b.const(b.vec(I32, TILE), 0)
-        first = b.shl(self.x.less(element, self.format.group, row), bias.bit_length() - 1) if bias else nothing
+        first = self.x.start(element, bias, row) if bias else nothing
         return [*[nothing] * (len(self.x.words) - 1), first]
 
     def group(self, block: int, group: int, parts: list[list[Value]]) -> None:
@@ -300,7 +188,7 @@ class _Sums:
             total = reduce(lambda high, low: b.add(b.shl(high, 7), low), parts[row])
             sums[row] = b.fma(b.to_f32(total), scale, sums[row])
             if offset is not None:
-                sums[row] = b.fma(b.neg(offset), b.to_f32(x.less(at, fmt.group, row)), sums[row])
+                sums[row] = b.fma(b.neg(offset), x.less(at, row), sums[row])
         if self.is_scaled:
             self.blocks[at // x.block] = sums
 
@@ -310,14 +198,6 @@ class _Sums:
         self.left[block] -= 1
         if self.is_scaled and not self.left[block]:
             self.totals = self.x.scaled(element, self.blocks.pop(block), self.totals)
-
-
-def _bits(unit: Unit) -> int:
-    """Of the unsigned bytes that weights become."""
-    packed = unit.format.quants
-    assert packed is not None
-    low = unit.format[packed.low]
-    return 8 if packed.table else low.bits + (unit.format[packed.high].bits if packed.high else 0)
 
 
 def emit_packed(
@@ -343,22 +223,107 @@ class PackedProducts(Products):
         self.tile = tile
         self.planes = Planes(b, spec.inputs, tile, bits, block)
 
+    @property
+    def wide(self) -> int:
+        """Tiles of weights that are multiplied together with many rows."""
+        return WIDTH if self.tile == ROWS and panelled(self.b.target) else 1
+
+    @property
+    def strips(self) -> int:
+        """As many tiles of weights, or what is left at the end."""
+        return -(-self.spec.outputs // (TILE * self.wide))
+
     def all_rows(self) -> None:
         b = self.b
-        tiles = quotient_up(b, self.rows, b.i64(self.tile))
+        first, last = split(b, b.i64(self.strips), self.tid, self.threads)
         weights = [self.pointer[w] for w in self.weights]
 
-        def column(n: Value, _: list[Value]) -> None:
-            def rows(t: Value, _: list[Value]) -> None:
-                start = b.mul(t, self.tile)
-                count = smaller(b, b.sub(self.rows, start), b.i64(self.tile))
-                x = self.planes.tile(self.pointer[self.x], t)
-                self.one(n, x, weights, count, lambda r: b.add(start, r))
+        def some(start: Value, _: list[Value]) -> None:
+            x = self.planes.tile(self.pointer[self.x], b.ir.udiv(start, b.i64(self.tile)))
+            count = smaller(b, b.sub(self.rows, start), b.i64(TOGETHER))
+            b.loop(first, last, 1, [], lambda n, _: self.strip(n, x, weights, count, lambda r: b.add(start, r)))
 
-            b.loop(0, tiles, 1, [], rows)
+        b.loop(0, self.rows, TOGETHER, [], some)
 
-        first, last = split(b, b.i64(self.spec.outputs // TILE), self.tid, self.threads)
-        b.loop(first, last, 1, [], column)
+    def strip(
+        self, n: Value, x: Value, weights: list[Value], count: Value, result_row: Callable[[Value], Value]
+    ) -> None:
+        """A strip of weights by `count` rows of activations, at most `TOGETHER`, in tiles from x on."""
+        if self.wide > 1:
+            self.panel(n, x, weights, count, result_row)
+            return
+        b = self.b
+
+        def rows(start: Value, _: list[Value]) -> None:
+            here = self.planes.tile(x, b.ir.udiv(start, b.i64(self.tile)))
+            size = smaller(b, b.sub(count, start), b.i64(self.tile))
+            self.one(n, here, weights, size, lambda r: result_row(b.add(start, r)))
+
+        b.loop(0, count, self.tile, [], rows)
+
+    def panel(
+        self, n: Value, x: Value, weights: list[Value], count: Value, result_row: Callable[[Value], Value]
+    ) -> None:
+        """As `strip`, with weights made into bytes first."""
+        b, spec = self.b, self.spec
+        first, end = b.mul(n, WIDTH), b.i64(spec.outputs // TILE)
+        found: dict[Node, Value] = {}
+        for at, (product, w, pointer) in enumerate(zip(spec.products, self.weights, weights, strict=True)):
+            found[product] = b.scratch(ir.ArrayType(F32, TOGETHER * WIDTH * TILE), "sums", at)
+            b.clear(found[product], b.mul(quotient_up(b, count, b.i64(ROWS)), ROWS * WIDTH * LINE))
+            tiles = []
+            for side in range(WIDTH):  # where there is none left, the last once more
+                tile = smaller(b, b.add(first, side), b.sub(end, 1))
+                tiles.append(b.at(pointer, b.mul(tile, TILE * self.operand[w].row_bytes)))
+            self.stretches(packing(self.operand[w].format, spec.inputs), tiles, x, count, found[product])
+
+        def row(r: Value, _: list[Value]) -> None:
+            at = result_row(r)
+            out = b.at(self.out, b.mul(at, 4 * spec.outputs))
+
+            def tile(index: Value, _: list[Value]) -> None:
+                place = b.mul(b.add(b.mul(r, WIDTH), b.sub(index, first)), LINE)
+                sums = {p: b.load(buffer, b.vec(F32, TILE), place, align=LINE) for p, buffer in found.items()}
+                column = b.mul(index, TILE)
+                self.store(self.epilogue(sums, at, column, TILE), out, column)
+
+            b.loop(first, smaller(b, b.add(first, WIDTH), end), 1, [], tile)
+
+        b.loop(0, count, 1, [], row)
+
+    def stretches(self, how: Packing, tiles: list[Value], x: Value, count: Value, sums: Value) -> None:
+        """Adds the products of tiles of weights to sums, a panel's columns at a time."""
+        b, planes, inputs = self.b, self.planes, self.spec.inputs
+        panel = Panel(how, planes.bits, planes.block)
+        unpack = emit_unpack(b.module, b.target, panel)
+        multiply = emit_multiply(b.module, b.target, panel, ROWS)
+        room = b.scratch(ir.ArrayType(I8, panel.bytes), "panel")
+        low = planes.integers(planes.bits // 8 - 1)
+
+        # With few rows, bringing weights from memory takes as long as multiplying: in small steps, both go on at once.
+        few = b.ir.icmp_signed("<=", count, b.i64(2 * ROWS))
+        span = b.ir.select(few, b.i64(panel.least), b.i64(panel.span))
+
+        def stretch(start: Value, _: list[Value]) -> None:
+            columns = smaller(b, b.sub(b.i64(inputs), start), span)
+            units, before = b.ir.udiv(columns, b.i64(how.elements)), b.ir.udiv(start, b.i64(how.elements))
+            for side, tile in enumerate(tiles):
+                weights = b.at(tile, b.mul(before, how.bytes * TILE))
+                b.ir.call(unpack, [weights, b.mul(units, how.turns), b.at(room, side * LINE)])
+            blocks = b.ir.udiv(columns, b.i64(planes.block))
+
+            def rows(row: Value, _: list[Value]) -> None:
+                here = planes.tile(x, b.ir.udiv(row, b.i64(ROWS)))
+                of_group = b.mul(b.ir.udiv(start, b.i64(panel.group)), 4 * ROWS)
+                of_block = b.mul(b.ir.udiv(start, b.i64(planes.block)), 4 * ROWS)
+                parts = [b.at(b.at(here, plane), b.mul(start, ROWS)) for plane in (planes.integers(0), low)]
+                parts += [b.at(b.at(here, plane(panel.group)), of_group) for plane in (planes.starts, planes.sums)]
+                scales = b.at(b.at(here, planes.scales), of_block)
+                b.ir.call(multiply, [room, blocks, *parts, scales, b.at(sums, b.mul(row, WIDTH * LINE))])
+
+            b.loop(0, count, ROWS, [], rows)
+
+        b.loop(0, inputs, span, [], stretch)
 
     def expert_rows(self) -> None:
         """Every (token, expert) pair in turn; threads share the output columns of each."""
