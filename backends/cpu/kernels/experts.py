@@ -18,7 +18,7 @@ from . import quotient_up, smaller, split
 from .linear import Linear
 from .packed import ROWS, PackedProducts
 
-TOGETHER = 8 * ROWS  # pairs of one expert gathered at a time: their activations stay in L2
+GATHERED = 8 * ROWS  # pairs of one expert gathered at a time: their activations stay in L2
 WORDS = 4  # of a row, gathered at a time
 
 
@@ -29,7 +29,7 @@ def grouped(spec: Linear) -> bool:
 
 def scratch_bytes(spec: Linear, bits: int, block: int) -> int:
     """Per thread: the activations that are gathered, if any are."""
-    return 0 if not grouped(spec) else TOGETHER * quantised_bytes(spec.inputs, bits, block)
+    return 0 if not grouped(spec) else GATHERED * quantised_bytes(spec.inputs, bits, block)
 
 
 def emit_grouped(module: ir.Module, target: Target, name: str, spec: Linear, bits: int, block: int) -> ir.Function:
@@ -57,7 +57,7 @@ class _Grouped(PackedProducts):
             count = b.sub(following, start)
             over = b.ir.icmp_signed("==", following, last)
             next_pair = self.pair(b.ir.select(over, at, following))
-            ends = b.ir.or_(over, b.ir.icmp_signed("==", count, b.i64(TOGETHER)))
+            ends = b.ir.or_(over, b.ir.icmp_signed("==", count, b.i64(GATHERED)))
             other = b.ir.icmp_signed("!=", self.expert(self.pair(at)), self.expert(next_pair))
             ends = b.ir.or_(ends, other)
             with b.ir.if_then(ends):

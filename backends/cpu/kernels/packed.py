@@ -32,7 +32,7 @@ from .activations import Planes
 from .linear import Linear, Products
 from .panel import WIDTH, Panel, emit_multiply, emit_unpack, panelled
 
-ROWS = 8  # rows of activations multiplied at a time: more are no faster, and make more code
+ROWS = 8  # rows of activations multiplied at a time: by two tiles of weights, as many sums as registers can hold
 TOGETHER = 32 * ROWS  # rows whose activations are multiplied with all weights before the next: they stay in L2
 FEW = 2  # the same of a small batch: weights come from memory as fast as for one row
 
