@@ -23,7 +23,9 @@ from briolette.backends.cpu.build import Target
 from briolette.backends.cpu.compilation import form_of
 from briolette.backends.cpu.emit import Emitter, layout_of
 from briolette.backends.cpu.engine import CpuEngine
+from briolette.backends.cpu.kernels import packed
 from briolette.backends.cpu.kernels.packed import ROWS, emit_inner
+from briolette.backends.cpu.kernels.panel import panelled
 from briolette.backends.cpu.pack import Packed, packed_bytes
 from briolette.backends.cpu.packing import PACKED, TILE, packing
 from briolette.backends.cpu.record import Stored
@@ -90,6 +92,24 @@ def test_any_size_and_any_number_of_threads(format, rows, tiles, units, threads)
     y = node("linear", p.input("x", rows, columns), p.weight("w", TILE * tiles, columns, format=format))
     found = p.run(y, rows, threads=threads, weights="packed")
     assert np.all(np.abs(found - quantised(p, y, rows)) <= BOUND[16] * size(p, "x", "w", rows) + 1e-30)
+
+
+@pytest.mark.parametrize(("prefill", "bits"), [("exact", 16), ("fast", 8)])
+@pytest.mark.parametrize(("format", "columns"), [("q8_0", 544), ("q5_1", 608), ("q6_k", 1280), ("q4_k", 768)])
+def test_more_rows_and_columns_than_are_taken_together(format, columns, prefill, bits, monkeypatch, tmp_path):
+    """Also an odd number of tiles of weights, and a last tile of rows that is not full."""
+    monkeypatch.setenv("BRIOLETTE_CACHE", str(tmp_path))  # what is compiled here is not for others
+    monkeypatch.setattr(packed, "TOGETHER", 2 * ROWS)
+    rows = 5 * ROWS + 3
+    p = Program(seed=columns)
+    y = node("linear", p.input("x", rows, columns), p.weight("w", 3 * TILE, columns, format=format))
+    found = p.run(y, rows, threads=2, weights="packed", prefill=prefill)
+    assert np.all(np.abs(found - quantised(p, y, rows, bits)) <= BOUND[bits] * size(p, "x", "w", rows))
+
+
+def test_no_panel_is_made_where_registers_are_few():
+    assert panelled(Target(PLAIN.triple, "icelake-server", "+avx512f,+avx512vnni,+avx512vl", 16))
+    assert not panelled(Target(PLAIN.triple, "alderlake", "+avx2,+fma,+f16c,+avxvnni", 8))
 
 
 @pytest.mark.parametrize("rows", [1, 14])
