@@ -20,6 +20,7 @@ from .rules.fuse import fuse
 from .rules.head import last_token
 from .rules.integers import Integers, products
 from .rules.likeliest import with_likeliest
+from .rules.parts import parted
 from .rules.simplify import ANGLES, SIMPLIFY
 from .unroll import bind, unroll
 from .verify import verify
@@ -88,7 +89,10 @@ def optimise(module: Module, form: Form, trace: Trace | None = None, watcher: Wa
 
     def narrowing(m: Module, hits: Counter[str], watch: Watch | None) -> Module:
         narrow = form.tokens is None and form.logits == "last"
-        return _watched("last-token", m, last_token(m, hits), watch) if narrow else m
+        if not narrow:
+            return m
+        m = _watched("parts", m, parted(m, hits), watch)
+        return _watched("last-token", m, last_token(m, hits), watch)
 
     def fusing(m: Module, hits: Counter[str], watch: Watch | None) -> Module:
         copied = _watched("copies", m, copies(m, hits), watch)

@@ -20,7 +20,7 @@ T = symbol("T")
 
 def last_token(module: Module, hits: Counter[str] | None = None, count: int = 1) -> Module:
     """The unrolled module with outputs [1, ...]: those of the last token alone, or of the last `count` tokens."""
-    full = _needed_in_full(module)
+    full = needed_in_full(module)
     done: dict[Node, Node] = {}
 
     def last_row(x: Node) -> Node:
@@ -57,7 +57,7 @@ def token_local(item: Node) -> bool:
     return "token" in traits or ("row" in traits and len(item.shape) > 1)
 
 
-def _needed_in_full(module: Module) -> frozenset[Node]:
+def needed_in_full(module: Module) -> frozenset[Node]:
     """The values of which more than the last row is read: by caches, and by what mixes tokens."""
     order = topological(module.roots)
     full = {item for item in order if item.op in ("tokens", "position", "cache_write")} | set(module.effects)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from briolette.compiler.dims import symbol
 from briolette.compiler.ir import Module, Type, topological
 from briolette.compiler.ops import node
 from briolette.compiler.pipeline import Form, Trace, front, optimise
@@ -94,6 +95,22 @@ def test_only_the_last_token_passes_the_layers_that_own_no_cache():
             rows[int(name.split(".")[1])] = item.shape[0]
     assert all(rows[layer] == 1 for layer in rows if layer >= owners)
     assert all(str(rows[layer]) == "T" for layer in rows if layer < owners - 1)
+
+
+def test_of_values_for_all_layers_earlier_tokens_need_the_first_layers_parts():
+    header = open_gguf(ORACLE / "gemma4_e2b.gguf").header
+    trace = Trace()
+    last = optimise(front(syntax.load(syntax.shipped()["gemma4"]), header), Form(), trace)
+    assert trace.hits["head"]["parts-of-layers"] == 1
+    layers, depth = int(header.metadata["gemma4.block_count"]), 8
+    # Of the last layer with a cache of its own, earlier tokens need K and V only, which are made before this is read.
+    reached = layers - int(header.metadata["gemma4.attention.shared_kv_layers"]) - 1
+    shapes = set()
+    for item in topological(last.roots):
+        bases = [arg.args[0] if arg.op == "slice" else arg for arg in item.args if item.op == "fused"]
+        if any(base.op == "weight" and base["name"] == "per_layer_model_proj.weight" for base in bases):
+            shapes.add(item.shape)
+    assert shapes == {(symbol("T"), reached * depth), (1, (layers - reached) * depth)}
 
 
 @pytest.mark.parametrize(
