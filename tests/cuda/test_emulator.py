@@ -5,9 +5,12 @@ The kernels are kernels/correct.cu and kernels/wrong.cu.
 
 from __future__ import annotations
 
+import _ctypes
+import ctypes
 import functools
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +18,7 @@ from pathlib import Path
 import emulator
 import numpy as np
 import pytest
+from emulator.places import base_of
 
 if emulator.compiler() is None and not os.environ.get("CI"):
     pytest.skip("the emulator needs g++", allow_module_level=True)
@@ -433,3 +437,15 @@ def test_address_sanitizer_in_a_process_of_its_own():
     assert f"kernel.cu:{line_of('past_static_shared')}" in done.stderr
     with pytest.raises(emulator.EmulatorError, match="address_environment"):
         emulator.Module(WRONG, "address")
+
+
+def test_a_library_is_found_also_where_another_process_has_made_the_same_once_more(tmp_path):
+    library, again = tmp_path / "library.so", tmp_path / "again.so"
+    for copy in (library, again):
+        shutil.copy(_ctypes.__file__, copy)
+    loaded = ctypes.CDLL(str(library))
+    before = base_of(library)
+    again.replace(library)
+    assert loaded is not None
+    assert before is not None
+    assert base_of(library) == before

@@ -12,10 +12,11 @@ from .errors import Place
 
 
 def base_of(library: Path) -> int | None:
-    """The address that a loaded library starts at."""
+    """The address that a loaded library starts at, also if another process has put the same file in its place."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         fields = line.split(maxsplit=5)
-        if len(fields) == 6 and fields[5] == str(library.resolve()) and int(fields[2], 16) == 0:
+        path = fields[5].removesuffix(" (deleted)") if len(fields) == 6 else None
+        if path == str(library.resolve()) and int(fields[2], 16) == 0:
             return int(fields[0].split("-")[0], 16)
     return None
 
