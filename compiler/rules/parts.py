@@ -63,11 +63,11 @@ def _cut(item: Node, readers: list[Node], full: frozenset[Node]) -> int | None:
 
 def _part(item: Node, start: int, stop: int, pieces: list[tuple[Node, Node]]) -> Node:
     """`slice(item, axis=1)`, moved up to the rows of weights where products make the item. Notes what came of what."""
-    if item.op == "linear":
+    if not _from_product(item):
+        made = node("slice", item, axis=1, start=start, stop=stop)
+    elif item.op == "linear":
         x, w = item.args
         made = with_args(item, (x, node("slice", w, axis=0, start=start, stop=stop)))
-    elif not _from_product(item):
-        made = node("slice", item, axis=1, start=start, stop=stop)
     elif item.op == "reshape":
         rows, depth = item.shape[0], evaluate(item.shape[2], {})
         flat = _part(item.args[0], start * depth, stop * depth, pieces)
@@ -82,7 +82,7 @@ def _part(item: Node, start: int, stop: int, pieces: list[tuple[Node, Node]]) ->
 def _from_product(item: Node) -> bool:
     """Whether a product makes it, and what follows on that acts on each part alone."""
     if item.op == "linear":
-        return True
+        return len(item.shape) == 2
     if item.op == "reshape":
         return len(item.shape) == 3 and len(item.args[0].shape) == 2 and _from_product(item.args[0])
     by_itself = item.op == "rms_norm" and len(item.shape) == 3
