@@ -133,7 +133,7 @@ def _place(values: list[tuple[Node, int, int]], rows: int) -> tuple[dict[Node, B
 
 
 def _bytes(item: Node, rows: int) -> int:
-    """What a result takes. Quantised rows lie in whole tiles, with a scale and sums for each block."""
+    """What a result takes. Quantised rows lie in whole tiles, with scales and sums."""
     if item.type.dtype == "q8":
         given = attributes(quantises(item))
         count = evaluate(product(item.shape[:-1]), {"T": rows})
@@ -150,7 +150,8 @@ def quantises(item: Node) -> Node:
 
 
 def quantised_bytes(columns: int, bits: int, block: int) -> int:
-    """A quantised row: its integers, a scale for each block, and of 32 and of 16 of them two numbers each."""
+    """A quantised row: its integers, a scale for each block, and of 32 and of 16 of them two numbers each, as the CPU
+    keeps them; other backends keep fewer."""
     return columns * bits // 8 + 4 * (columns // block + 2 * (columns // 32 + columns // 16))
 
 

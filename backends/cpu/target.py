@@ -54,6 +54,11 @@ class Target:
         return self.has("avxvnni") or self.has("avx512vnni", "avx512vl")
 
     @property
+    def multiplies_panels(self) -> bool:
+        """Whether the same goes for vectors of 16 words, and there are registers for the sums of two of these."""
+        return self.has("avx512vnni") and self.lanes == 16
+
+    @property
     def wants_prefetch(self) -> bool:
         """Whether streams from memory get faster by being asked for. AMD's cores fetch those ahead on their own; what
         is asked for takes the few places of L1 misses (Zen 4: 16 GB/s with, 26 without, a core)."""

@@ -100,7 +100,7 @@ def _product(item: Node, how: Integers, tile: int) -> Node | None:
 
 def _block(x: Node, bits: int) -> int:
     """How many activations share a scale: fewer scales are less work, but a small value beside a large one keeps few
-    bits. With 16 bits these are enough whatever the block."""
+    bits of 8. Of 16 it keeps enough."""
     columns = evaluate(x.shape[-1], {})
     return max(n for n in BLOCKS if columns % n == 0 and n <= SHARING[bits])
 

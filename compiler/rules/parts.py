@@ -20,7 +20,7 @@ from .head import has_tokens, needed_in_full
 def parted(module: Module, hits: Counter[str] | None = None) -> Module:
     """The unrolled module with such values in two parts."""
     full, readers = needed_in_full(module), users(module.roots)
-    cuts = {item: cut for item in readers if item in full and (cut := _cut(item, readers[item], full))}
+    cuts = {item: cut for item in readers if item in full and (cut := _cut(item, readers, full))}
     if not cuts:
         return module
     parts: dict[Node, tuple[Node, Node]] = {}
@@ -50,14 +50,16 @@ def parted(module: Module, hits: Counter[str] | None = None) -> Module:
     return replace(module, outputs=outputs, effects=effects, **known)
 
 
-def _cut(item: Node, readers: list[Node], full: frozenset[Node]) -> int | None:
+def _cut(item: Node, readers: dict[Node, list[Node]], full: frozenset[Node]) -> int | None:
     """Where the parts end that are read for every token, if those behind it are read for the last one alone."""
     if not has_tokens(item) or len(item.shape) != 3 or not all(isinstance(size, int) for size in item.shape[1:]):
         return None
-    if not _from_product(item) or not all(reader.op == "slice" and reader["axis"] == 1 for reader in readers):
+    if not _from_product(item) or not _read_once(item, readers):
         return None
-    always = [r["stop"] for r in readers if r in full]
-    late = [r["start"] for r in readers if r not in full]
+    if not all(reader.op == "slice" and reader["axis"] == 1 for reader in readers[item]):
+        return None
+    always = [reader["stop"] for reader in readers[item] if reader in full]
+    late = [reader["start"] for reader in readers[item] if reader not in full]
     return max(always) if always and late and max(always) <= min(late) else None
 
 
@@ -84,8 +86,15 @@ def _from_product(item: Node) -> bool:
     if item.op == "linear":
         return len(item.shape) == 2
     if item.op == "reshape":
-        return len(item.shape) == 3 and len(item.args[0].shape) == 2 and _from_product(item.args[0])
+        (x,) = item.args
+        return (len(item.shape), len(x.shape)) == (3, 2) and item.shape[0] == x.shape[0] and _from_product(x)
     by_itself = item.op == "rms_norm" and len(item.shape) == 3
     if "elementwise" in OPS[item.op].traits:
         by_itself = all(arg.op == "const" or arg.shape == item.shape for arg in item.args)
     return by_itself and any(_from_product(arg) for arg in item.args if arg.shape == item.shape)
+
+
+def _read_once(item: Node, readers: dict[Node, list[Node]]) -> bool:
+    """Whether nothing else reads what is between an item and its products: it would be made whole as well."""
+    between = [arg for arg in item.args if _from_product(arg)] if item.op != "linear" else []
+    return all(len(readers[arg]) == 1 and _read_once(arg, readers) for arg in between)

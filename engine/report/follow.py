@@ -94,14 +94,14 @@ class Story:
     def _kernels(self, program: Program) -> dict[Node, list[Node]]:
         """The fused nodes that compute each node of the stage before: a kernel's body is the ops it replaces."""
         before, stands_for = self.before_kernels, program.stands_for
-        roots: dict[tuple[tuple[Node, ...], str], Node] = {}
+        roots: dict[tuple[object, ...], Node] = {}
         for item in topological(self.modules[before].roots):
-            roots.setdefault((stands_for[before].get(item, ()), item.op), item)
+            roots.setdefault((stands_for[before].get(item, ()), item.op, item.shape), item)
         found: dict[Node, list[Node]] = {}
         for kernel in topological(program.final.roots):
             if kernel.op == "fused":
                 body = kernel["block"].result
-                root = roots.get((stands_for["fused"].get(kernel, ()), body.op))
+                root = roots.get((stands_for["fused"].get(kernel, ()), body.op, body.shape))
                 for item in _replaced(root, body) if root is not None else ():
                     found.setdefault(item, []).append(kernel)
         return found
@@ -115,9 +115,12 @@ class Story:
             if not after:
                 told.append((stage, "dropped: nothing reads it any more", ""))
                 return tuple(told)
-            told += [(stage, text, "") for text in self._change(stage, now[0], after[0])]
+            if len(after) > len(now) == 1:
+                told.append((stage, f"made in parts: {' and '.join(map(_shape, after))}", ""))
+            else:
+                told += [(stage, text, "") for text in self._change(stage, now[0], after[0])]
             now = after
-        told += [("fused", text, kernel) for text, kernel in self._fate(now[0])]
+        told += dict.fromkeys(("fused", text, kernel) for part in now for text, kernel in self._fate(part))
         return tuple(told)
 
     def _change(self, stage: str, before: Node, after: Node) -> Iterator[str]:

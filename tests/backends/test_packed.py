@@ -25,7 +25,6 @@ from briolette.backends.cpu.emit import Emitter, layout_of
 from briolette.backends.cpu.engine import CpuEngine
 from briolette.backends.cpu.kernels import packed
 from briolette.backends.cpu.kernels.packed import ROWS, emit_inner
-from briolette.backends.cpu.kernels.panel import panelled
 from briolette.backends.cpu.pack import Packed, packed_bytes
 from briolette.backends.cpu.packing import PACKED, TILE, packing
 from briolette.backends.cpu.record import Stored
@@ -108,8 +107,8 @@ def test_more_rows_and_columns_than_are_taken_together(format, columns, prefill,
 
 
 def test_no_panel_is_made_where_registers_are_few():
-    assert panelled(Target(PLAIN.triple, "icelake-server", "+avx512f,+avx512vnni,+avx512vl", 16))
-    assert not panelled(Target(PLAIN.triple, "alderlake", "+avx2,+fma,+f16c,+avxvnni", 8))
+    assert Target(PLAIN.triple, "icelake-server", "+avx512f,+avx512vnni,+avx512vl", 16).multiplies_panels
+    assert not Target(PLAIN.triple, "alderlake", "+avx2,+fma,+f16c,+avxvnni", 8).multiplies_panels
 
 
 @pytest.mark.parametrize("rows", [1, 14])

@@ -201,7 +201,8 @@ def test_every_rule_has_words():
     names = {rule.name for rule in (*SIMPLIFY, *ANGLES)}
     names |= {rule.name for rule in products(Integers(()))}
     sources = "".join(
-        (ROOT / "compiler" / "rules" / f"{file}.py").read_text() for file in ("head", "fuse", "copies", "cache")
+        (ROOT / "compiler" / "rules" / f"{file}.py").read_text()
+        for file in ("head", "parts", "fuse", "copies", "cache")
     )
     names |= set(re.findall(r'hits\["([\w-]+)"\]', sources)) | {
         f"fuse-{family}" for family in ("rows", *PRODUCTS.values())

@@ -5,9 +5,9 @@ All rows of a tile lie side by side word by word:
     [K/4][rows] four int8 | [K/block][rows] f32 scale | [K/32][rows], [K/16][rows] f32 sum | the same, i32 start
 
 where a sum is of the integers in 32 or 16 columns, negated, because what it is for is mostly to take something off, and
-a start is 128 times that: what sums of products start from whose weights are larger by 128. With 8 bits it is given as
-the bits of a float that is larger by `FLOATING`: see `panel`. Activations of 16 bits are 128 a + b of two int8, and the
-plane of b follows that of a.
+a start is 128 times that: what sums of products start from whose weights are larger by 128. For panels and with 8 bits
+it is given as the bits of a float that is larger by `FLOATING`: see `panel`. Activations of 16 bits are 128 a + b of
+two int8, and the plane of b follows that of a.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Planes:
 
     def __init__(self, b: Build, columns: int | Value, rows: int, bits: int, block: int):
         self.b, self.columns, self.rows, self.bits, self.block = b, columns, rows, bits, block
-        self.base = FLOATING_BITS if bits == 8 else 0  # what starts are larger by
+        self.base = FLOATING_BITS if bits == 8 and b.target.multiplies_panels else 0  # what starts are larger by
         # Where scales, sums of 32 and 16, and the starts of these begin, in 256ths of a byte for each activation.
         places = [32 * bits, 1024 // block]
         places += [1024 // size for size in (BLOCK, BLOCK // 2)] * 2

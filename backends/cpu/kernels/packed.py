@@ -30,10 +30,10 @@ from ..unit import Unit
 from . import quotient_up, smaller, split
 from .activations import Planes
 from .linear import Linear, Products
-from .panel import WIDTH, Panel, emit_multiply, emit_unpack, panelled
+from .panel import WIDTH, Panel, emit_multiply, emit_unpack
 
-ROWS = 8  # rows of activations multiplied at a time: by two tiles of weights, as many sums as registers can hold
-TOGETHER = 32 * ROWS  # rows whose activations are multiplied with all weights before the next: they stay in L2
+ROWS = 8  # rows of activations multiplied at a time: with two tiles of weights, sums for half of the registers
+TOGETHER = 32 * ROWS  # rows whose activations are multiplied with all weights before the next: most stay in L2
 FEW = 2  # the same of a small batch: weights come from memory as fast as for one row
 
 
@@ -226,7 +226,7 @@ class PackedProducts(Products):
     @property
     def wide(self) -> int:
         """Tiles of weights that are multiplied together with many rows."""
-        return WIDTH if self.tile == ROWS and panelled(self.b.target) else 1
+        return WIDTH if self.tile == ROWS and self.b.target.multiplies_panels else 1
 
     @property
     def strips(self) -> int:

@@ -9,7 +9,8 @@ bias to take off is 128 or nothing whatever the format, and sums can start from 
 
 Sums of 8-bit activations are below 2^22 and start from the bits of 1.5 * 2^23 as a float. They then *are* floats,
 larger by that number, and need no conversion; what it adds to a block is the same for all rows and is taken off at the
-start.
+start. Sums are rounded as f32 rounds numbers of its size, which is little beside what rounding activations to 8 bits
+does.
 """
 
 from __future__ import annotations
@@ -29,11 +30,6 @@ from .activations import FLOATING, FLOATING_BITS
 
 WIDTH = 2  # tiles of weights
 SPAN = 512  # columns, or a block of weights where that is more
-
-
-def panelled(target: Target) -> bool:
-    """Whether products of many rows are made by panels: where there are registers for two tiles of weights."""
-    return target.has("avx512vnni") and target.lanes == TILE
 
 
 @dataclass(frozen=True)
