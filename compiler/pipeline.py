@@ -88,8 +88,7 @@ def optimise(module: Module, form: Form, trace: Trace | None = None, watcher: Wa
         return m if form.tokens is None else _watched("bind", m, bind(m, {"T": form.tokens}), watch)
 
     def narrowing(m: Module, hits: Counter[str], watch: Watch | None) -> Module:
-        narrow = form.tokens is None and form.logits == "last"
-        if not narrow:
+        if form.tokens is not None or form.logits != "last":
             return m
         m = _watched("parts", m, parted(m, hits), watch)
         return _watched("last-token", m, last_token(m, hits), watch)

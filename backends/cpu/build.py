@@ -177,7 +177,8 @@ class Build:
         full = ".".join([name, *map(mangle, over)])
         function = self.module.globals.get(full)
         if function is None:
-            function = ir.Function(self.module, ir.FunctionType(ret, [a.type for a in args]), full)
+            types = [PTR if isinstance(a.type, ir.PointerType) else a.type for a in args]
+            function = ir.Function(self.module, ir.FunctionType(ret, types), full)
         return self.ir.call(function, args)
 
     def reduce(self, vector: Value, combine: Callable[[Value, Value], Value]) -> Value:
@@ -207,17 +208,17 @@ class Build:
         """A value of type `ty` at `offset` bytes; unaligned unless `align` promises more."""
         return self.ir.load(self.at(ptr, offset), typ=ty, align=align)
 
+    def broadcast(self, ptr: Value, ty: ir.Type, offset: int | Value = 0, n: int | None = None) -> Value:
+        """A number of four bytes at `offset` in every lane, which is one load."""
+        return self.lane(self.load(ptr, self.vec(ty, 1), offset, align=4), 0, n)
+
     def store(self, value: Value, ptr: Value, offset: int | Value = 0, align: int = 1) -> None:
         self.ir.store(value, self.at(ptr, offset), align=align)
 
     def clear(self, ptr: Value, size: Value) -> None:
         """Sets so many bytes to zero."""
         args = [ptr, ir.Constant(I8, 0), size, ir.Constant(I1, 0)]
-        types = [PTR, I8, I64, I1]
-        function = self.module.globals.get("llvm.memset.p0.i64")
-        if function is None:
-            function = ir.Function(self.module, ir.FunctionType(VOID, types), "llvm.memset.p0.i64")
-        self.ir.call(function, args)
+        self.intrinsic("llvm.memset", VOID, args, over=[PTR, I64])
 
     def scratch(self, ty: ir.Type, *key: object) -> Value:
         """Room for one `ty` on the function's stack, 64-aligned; the same room for the same key."""

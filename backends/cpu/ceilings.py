@@ -132,7 +132,7 @@ def _integers(b: Build, memory: Value, turns: Value) -> Value:
 
     def dot(total: Value, here: Value, at: int) -> Value:
         weights = b.load(here, wide, LINE * (at % 2), align=LINE)
-        x = b.lane(b.load(here, b.vec(I32, 1), 2 * LINE + WORD * at, align=WORD), 0, TILE)
+        x = b.broadcast(here, I32, 2 * LINE + WORD * at, TILE)
         return emit_dot4(b, total, weights, x, BYTES_BITS)
 
     return _near(b, memory, turns, wide, dot)
@@ -144,7 +144,7 @@ def _floats(b: Build, memory: Value, turns: Value) -> Value:
 
     def dot(total: Value, here: Value, at: int) -> Value:
         weights = b.load(here, wide, LINE * (at % 2), align=4)
-        x = b.lane(b.load(here, b.vec(F32, 1), 2 * LINE + WORD * at, align=WORD), 0)
+        x = b.broadcast(here, F32, 2 * LINE + WORD * at)
         return b.fma(weights, x, total)
 
     return b.ir.fptosi(_near(b, memory, turns, wide, dot), I64)

@@ -19,14 +19,6 @@ def bias_of(format: Format) -> int:
     return 128 if packed.table or format[packed.low].bits == 8 else packed.bias
 
 
-def bits_of(format: Format) -> int:
-    """Of the unsigned bytes that weights become."""
-    packed = format.quants
-    assert packed is not None
-    low = format[packed.low]
-    return 8 if packed.table else low.bits + (format[packed.high].bits if packed.high else 0)
-
-
 class Unit:
     """A unit of a tile at `ptr`: its weights as bytes and its scales as f32, in lanes of 16 rows.
 
@@ -48,7 +40,10 @@ class Unit:
     @property
     def bits(self) -> int:
         """Of the bytes that `weights` gives."""
-        return bits_of(self.format)
+        packed = self.format.quants
+        assert packed is not None
+        low = self.format[packed.low]
+        return 8 if packed.table else low.bits + (self.format[packed.high].bits if packed.high else 0)
 
     def weights(self, block: int, element: int) -> Value:
         """Four consecutive weights of each row as unsigned bytes in an i32."""

@@ -29,8 +29,8 @@ def parted(module: Module, hits: Counter[str] | None = None) -> Module:
     def visit(item: Node, args: tuple[Node, ...]) -> Node:
         made = with_args(item, args)
         if item in cuts:
-            ends = (0, cuts[item], evaluate(item.shape[1], {}))
-            parts[item] = (_part(made, *ends[:2], pieces), _part(made, *ends[1:], pieces))
+            cut, size = cuts[item], evaluate(item.shape[1], {})
+            parts[item] = _part(made, 0, cut, pieces), _part(made, cut, size, pieces)
             if hits is not None:
                 hits["parts-of-layers"] += 1
         if item.op != "slice" or item.args[0] not in parts:

@@ -7,7 +7,8 @@ STAGES = {
     "unrolled": "Blocks and layers inline; cache slots become the writes they name.",
     "bound": "One token a step, where that is the form: T is 1.",
     "simplified": "Constants folded, views merged.",
-    "head": "Where only the last token's logits are wanted, what needs only its row is narrowed to it, layer by layer.",
+    "head": "Where only the last token's logits are wanted, what needs only its row is narrowed to it; "
+    "of values with a part for each layer, earlier tokens get those of the layers that they pass.",
     "angles": "Rope becomes rotate, by a table of angles that all heads of a kind share.",
     "cache": "Every plane of the KV cache gets its element type, or its codec.",
     "integers": "Where weights are packed for it, products with quantised weights are made in integers.",

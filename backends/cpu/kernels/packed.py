@@ -4,9 +4,9 @@ One inner routine for each format and number of rows serves all sizes: 16 weight
 A weight's bytes become a vector of unsigned bytes once and are multiplied with every row of the tile; what their bias
 and the formats' offsets add is made good with the sums that come with the activations. Decoding is a tile of one row.
 
-What is scarce is the multiplier, which integer and float products share: conversions, shifts and additions run beside
-it. So a group of weights costs its integer products and one float product with its scale (another where it has an
-offset), and the activations' scale is applied once a block.
+What is scarce is the multiplier, which integer and float products share; on some processors, conversions, shifts and
+additions wait for it, too. So a group of weights costs its integer products and one float product with its scale
+(another where it has an offset), and the activations' scale is applied once a block.
 
 Many rows are multiplied by panels of weights made into bytes once, where the processor has the registers for it.
 """
@@ -33,8 +33,8 @@ from .linear import Linear, Products
 from .panel import WIDTH, Panel, emit_multiply, emit_unpack
 
 ROWS = 8  # rows of activations multiplied at a time: with two tiles of weights, sums for half of the registers
-TOGETHER = 32 * ROWS  # rows whose activations are multiplied with all weights before the next: most stay in L2
 FEW = 2  # the same of a small batch: weights come from memory as fast as for one row
+TOGETHER = 32 * ROWS  # rows whose activations are multiplied with all weights before the next: most stay in L2
 
 
 def emit_inner(module: ir.Module, target: Target, how: Packing, rows: int, bits: int, block: int) -> ir.Function:
@@ -126,7 +126,7 @@ class Lanes:
         return [self.b.fma(*all_of) for all_of in zip(parts, scales, totals, strict=True)]
 
     def all_lanes(self, ptr: Value, ty: ir.Type, offset: int) -> Value:
-        return self.b.lane(self.b.load(ptr, self.b.vec(ty, 1), offset, align=4), 0, TILE)
+        return self.b.broadcast(ptr, ty, offset, TILE)
 
 
 class _Sums:
@@ -230,7 +230,7 @@ class PackedProducts(Products):
 
     @property
     def strips(self) -> int:
-        """As many tiles of weights, or what is left at the end."""
+        """How many strips of so many tiles there are; the last may have fewer."""
         return -(-self.spec.outputs // (TILE * self.wide))
 
     def all_rows(self) -> None:

@@ -133,7 +133,7 @@ def emit_multiply(module: ir.Module, target: Target, panel: Panel, rows: int) ->
     tiles = range(WIDTH)
 
     def lanes(ptr: Value, ty: ir.Type, offset: int) -> Value:
-        return b.lane(b.load(ptr, b.vec(ty, 1), offset, align=4), 0, TILE)
+        return b.broadcast(ptr, ty, offset, TILE)
 
     def vector(ptr: Value, ty: ir.Type, offset: int) -> Value:
         return b.load(ptr, b.vec(ty, TILE), offset, align=LINE)
